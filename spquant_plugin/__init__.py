@@ -1,0 +1,67 @@
+"""Low-precision spiking networks for SpikingJelly and snnTorch.
+
+``convert(model, config)`` gives an existing model ternary membranes, power-of-two weights and learnable
+thresholds. Importing this package loads torch and neither host.
+"""
+
+from . import errors, functional, presets
+from .config import (
+    AdditivePowerOfTwoWeights,
+    BinaryMembrane,
+    LearnableThreshold,
+    PowerOfTwoWeights,
+    SpQuantConfig,
+    TernaryMembrane,
+    TernaryWeights,
+    Triangle,
+    UniformInput,
+    UniformMembrane,
+    UniformWeights,
+)
+from .convert import (
+    ConversionPlan,
+    LoadReport,
+    Status,
+    calibrate,
+    convert,
+    convert_,
+    fold,
+    load_float_state_dict,
+    plan,
+    reset,
+    status,
+)
+from .errors import SpQuantError, SpQuantWarning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdditivePowerOfTwoWeights",
+    "BinaryMembrane",
+    "ConversionPlan",
+    "LearnableThreshold",
+    "LoadReport",
+    "PowerOfTwoWeights",
+    "SpQuantConfig",
+    "SpQuantError",
+    "SpQuantWarning",
+    "Status",
+    "TernaryMembrane",
+    "TernaryWeights",
+    "Triangle",
+    "UniformInput",
+    "UniformMembrane",
+    "UniformWeights",
+    "__version__",
+    "calibrate",
+    "convert",
+    "convert_",
+    "errors",
+    "fold",
+    "functional",
+    "load_float_state_dict",
+    "plan",
+    "presets",
+    "reset",
+    "status",
+]

@@ -1,0 +1,126 @@
+"""Conversion: a plan, carried out on a copy or in place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import SpQuantConfig
+from ..errors import ConversionError, SelfFiringWarning
+from ..modules.host import device_of
+from .copying import copy_at_rest
+from .hosts import Hosts
+from .plan import ConversionPlan, LayerStep, NeuronStep, plan
+
+
+def convert(
+    model: nn.Module,
+    config: SpQuantConfig,
+    sample: Any = None,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    on_unmatched: str = "error",
+) -> nn.Module:
+    """Return a low-precision copy of a SpikingJelly or snnTorch model.
+
+    The original is never run, reset or changed. Build the optimizer after conversion.
+
+    ``sample`` is what one call of the model takes (a tensor, a tuple of arguments, a dict of
+    keyword arguments). It is run once, on another copy, to learn the order and the shapes; without
+    it, the order of registration decides which layers are first and last.
+
+    ``include`` and ``exclude`` take selectors: an exact path (which covers what it holds), ``"re:"``
+    and a regular expression, or a class name. ``on_unmatched`` says what happens when a selector or
+    the whole configuration matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
+
+    >>> import torch, spquant_plugin as spq
+    >>> from torch import nn
+    >>> from spikingjelly.activation_based import layer, neuron
+    >>> net = nn.Sequential(layer.Linear(2, 3), neuron.LIFNode(), layer.Linear(3, 2))
+    >>> quantized = spq.convert(net, spq.presets.quant_snn(), torch.rand(1, 2).round())
+    >>> type(quantized[1]).__name__
+    'TernaryMembraneLIFNode'
+    >>> sorted(set(quantized.state_dict()) - set(net.state_dict()))
+    ['1.membrane_unit']
+    """
+    table = plan(model, config, sample, include=include, exclude=exclude, on_unmatched=on_unmatched)
+    table.raise_if_refused()
+    return _carry_out(copy_at_rest(model), table)
+
+
+def convert_(
+    model: nn.Module,
+    config: SpQuantConfig,
+    sample: Any = None,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    on_unmatched: str = "error",
+) -> nn.Module:
+    """Convert a model in place, and return it. Arguments as for :func:`convert`.
+
+    >>> import spquant_plugin as spq
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    >>> _ = spq.convert_(net, spq.SpQuantConfig(weights=spq.UniformWeights(4)))
+    >>> type(net[0]).__name__
+    'QuantizedLinear'
+    """
+    table = plan(model, config, sample, include=include, exclude=exclude, on_unmatched=on_unmatched)
+    table.raise_if_refused()
+    if any(step.path == "" for step in table.steps):
+        raise ConversionError(
+            f"(model) ({type(model).__name__}): convert_ cannot replace the module that it was "
+            "given. Use model = spq.convert(model, config)."
+        )
+    return _carry_out(model, table)
+
+
+def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
+    hosts, replaced = Hosts(), []
+    # A rebuilt neuron hands its inner layers on, so neurons go first.
+    for step in sorted(table.steps, key=lambda step: isinstance(step, LayerStep)):
+        old = model.get_submodule(step.path)
+        new = _build(step, old, _device_before(model, step.path))
+        replaced.append(old)
+        model = _replace(model, old, new)
+    for host in hosts.all:
+        host.leave(replaced)
+        host.enter(model)
+    for path, warning in table.self_firing.items():
+        warnings.warn(f"{path or '(model)'}: {warning}", SelfFiringWarning, stacklevel=3)
+    return model
+
+
+def _build(step: NeuronStep | LayerStep, old: nn.Module, device: torch.device | None) -> nn.Module:
+    if isinstance(step, LayerStep):
+        return step.target.from_float(old, step.weights, step.input)
+    new = step.host.build_neuron(old, step.config, step.channels)
+    return new if device is None else new.to(device)
+
+
+def _device_before(model: nn.Module, path: str) -> torch.device | None:
+    """Device of the module itself or of the nearest one before it that has one."""
+    device = None
+    for name, module in model.named_modules():
+        if not list(module.children()) or name == path:
+            device = device_of(module) or device
+        if name == path:
+            break
+    return device if device is not None else device_of(model)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put ``new`` wherever ``old`` stands, which may be several places."""
+    if model is old:
+        return new
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return model

@@ -1,0 +1,96 @@
+"""Batch-norm statistics for a converted model, without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..errors import ConversionError
+from .hosts import reset
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """Measure batch-norm means and variances anew, as plain averages over ``batches``.
+
+    Quantised currents are distributed unlike float ones; this lets the norms follow before any
+    training. Each batch is a tensor, or a pair of which the first part is the input. ``forward``
+    replaces the call ``model(input)`` where one batch needs a loop over time. Modes are restored
+    and states are left at rest; weights do not change. ``progress`` shows a bar (with tqdm).
+
+    >>> import torch, spquant_plugin as spq
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    >>> _ = spq.calibrate(net, [torch.randn(64, 1) for _ in range(4)])
+    >>> int(net[1].num_batches_tracked)
+    4
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    if not norms:
+        raise ConversionError(
+            f"{type(model).__name__}: holds no batch norm with running statistics, so there is "
+            "nothing to calibrate. Leave the call out."
+        )
+    call = forward or (lambda network, batch: network(_input_of(batch)))
+    seen = 0
+    with _measuring(model, norms):
+        for batch in _with_bar(batches, progress):
+            if not seen:
+                for norm in norms:
+                    norm.reset_running_stats()
+            reset(model)
+            call(model, batch)
+            seen += 1
+    reset(model)
+    if not seen:
+        raise ConversionError(
+            "batches = empty: calibrate needs at least one batch. The statistics were left alone."
+        )
+    return model
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: list[_NormBase]) -> Iterator[None]:
+    """Norms in training mode with plain averages, everything else in eval; restored at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # torch's word for the plain average
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+
+
+def _input_of(batch: Any) -> Tensor:
+    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(x, Tensor):
+        return x
+    raise ConversionError(
+        f"batches gave {type(batch).__name__}: each batch must be a tensor, or a pair that starts "
+        "with one. Pass forward=lambda model, batch: ... for anything else."
+    )
+
+
+def _with_bar(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="calibrate", unit="batch")

@@ -1,0 +1,140 @@
+"""Float checkpoints into converted models: everything fits, or nothing is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, CheckpointWarning
+from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_layer import QuantizedLayer
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a float checkpoint brought. True where it was loaded, false where nothing was.
+
+    ``loaded`` are the keys that were copied, ``missing`` those that the model wants and the checkpoint
+    lacks, ``unexpected`` the reverse, ``mismatched`` those of another shape; ``recomputed`` are the keys of the
+    conversion itself, which were fitted anew to the loaded weights.
+    """
+
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every key found its place."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+    def __str__(self) -> str:
+        if self.fits:
+            return (
+                f"loaded {len(self.loaded)} keys, fitted {len(self.recomputed)} keys of the "
+                "conversion anew"
+            )
+        parts = [
+            f"{name}: {', '.join(keys)}"
+            for name, keys in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape", self.mismatched),
+            )
+            if keys
+        ]
+        return (
+            f"nothing was loaded, because the checkpoint does not fit ({'; '.join(parts)}). "
+            "Every key of the float model must be there, and no other. Remove or rename keys, or "
+            "load it into the float model first and convert that."
+        )
+
+
+def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+    """Load the state dict of the float model into its converted twin.
+
+    Quantisers, default units and the bounds of learnable thresholds are then fitted anew. Where the
+    keys do not fit, nothing is loaded: the report says why, and a warning repeats it.
+
+    >>> import spquant_plugin as spq
+    >>> from torch import nn
+    >>> from spikingjelly.activation_based import layer, neuron
+    >>> net = nn.Sequential(layer.Linear(2, 3), neuron.LIFNode(), layer.Linear(3, 2))
+    >>> quantized = spq.convert(net, spq.presets.quant_snn())
+    >>> print(spq.load_float_state_dict(quantized, net.state_dict()))
+    loaded 4 keys, fitted 1 keys of the conversion anew
+    """
+    present = model.state_dict()
+    report = _compare(model, present, state_dict)
+    if not report.fits:
+        warnings.warn(str(report), CheckpointWarning, stacklevel=2)
+        return report
+    _check_values(report.loaded, state_dict)
+    with torch.no_grad():
+        for key in report.loaded:
+            # A threshold per channel starts from the one that the layer had.
+            present[key].copy_(state_dict[key].expand_as(present[key]))
+    _refit(model)
+    return report
+
+
+def _compare(
+    model: nn.Module, present: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> LoadReport:
+    added, widened = _keys_of_conversion(model)
+    wanted = [key for key in present if key not in added]
+    both = [key for key in present if key in given and key not in (added - widened)]
+    return LoadReport(
+        loaded=tuple(both),
+        missing=tuple(key for key in wanted if key not in given),
+        unexpected=tuple(key for key in given if key not in both),
+        mismatched=tuple(
+            f"{key} {tuple(given[key].shape)} for {tuple(present[key].shape)}"
+            for key in both
+            if given[key].shape != present[key].shape
+            and not (key in widened and given[key].numel() == 1)
+        ),
+        recomputed=tuple(key for key in present if key in added and key not in both),
+    )
+
+
+def _keys_of_conversion(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Keys that only the converted model has, and among them thresholds that a float model may
+    have as well (snnTorch's are in its state dict, SpikingJelly's are plain numbers)."""
+    added, widened = set(), set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, QuantizedNeuron):
+            added |= {f"{prefix}membrane_unit", f"{prefix}threshold_bounds"}
+            if module.learnable_threshold is not None:
+                widened.add(prefix + module.threshold_name)
+        elif isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
+            own = module.weight_quantizer.state_dict()
+            added |= {f"{prefix}weight_quantizer.{key}" for key in own}
+    return added | widened, widened
+
+
+def _check_values(keys: tuple[str, ...], given: Mapping[str, Tensor]) -> None:
+    for key in keys:
+        values = given[key]
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            bad = int((~values.isfinite()).sum())
+            raise CheckpointError(
+                f"{key} holds {bad} NaN or infinite values of {values.numel()}: every value must "
+                "be finite. Nothing was loaded; take another checkpoint."
+            )
+
+
+def _refit(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, QuantizedNeuron | QuantizedLayer):
+            module.refit()

@@ -1,0 +1,63 @@
+"""Which hosts are in use. A model can only hold modules of a host that was imported already."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..modules.host import Host, NeuronKind
+
+
+def loaded_hosts() -> list[Host]:
+    """The hosts that this process has imported; importing us loads neither of them."""
+    hosts: list[Host] = []
+    if "spikingjelly.activation_based.base" in sys.modules:
+        from ..spikingjelly.host import SpikingJellyHost
+
+        hosts.append(SpikingJellyHost())
+    if "snntorch._neurons" in sys.modules:
+        from ..snntorch.host import SnnTorchHost
+
+        hosts.append(SnnTorchHost())
+    return hosts
+
+
+class Hosts:
+    """All loaded hosts behind one face."""
+
+    def __init__(self) -> None:
+        self.all = loaded_hosts() or [Host()]
+
+    def neuron_kind(self, module: nn.Module) -> tuple[Host, NeuronKind] | None:
+        """The host that knows this stateful module, and what it says of it."""
+        for host in self.all:
+            kind = host.neuron_kind(module)
+            if kind is not None:
+                return host, kind
+        return None
+
+    def layer_tables(self) -> Iterator[dict]:
+        """Tables from a layer's class to its quantised class."""
+        return (host.layers for host in self.all)
+
+
+def reset(model: nn.Module) -> None:
+    """Bring every stateful module of either host to rest, converted or not, in this model only.
+
+    The hosts' own functions do less: SpikingJelly's remembers the module list of an earlier call,
+    snnTorch's sees top-level children and clears every instance in the process.
+
+    >>> import torch
+    >>> from spquant_plugin.spikingjelly import neuron
+    >>> node = neuron.TernaryMembraneLIFNode()
+    >>> _ = node(torch.ones(1, 2))
+    >>> reset(node)
+    >>> node.v
+    0.0
+    """
+    hosts = Hosts().all
+    for module in model.modules():
+        for host in hosts:
+            host.reset(module)

@@ -1,0 +1,102 @@
+"""Which configuration each module gets, from ``include``, ``exclude`` and ``overrides``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..config import SpQuantConfig
+from ..errors import SelectionError, SpQuantError, SpQuantWarning
+from .matching import as_selectors, closest, explain_unmatched, is_exact, unmatched
+
+
+class Selection:
+    """Resolves selectors once, and says of each module what it gets and why."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SpQuantConfig,
+        include: str | Iterable[str] | None,
+        exclude: str | Iterable[str] | None,
+        on_unmatched: str,
+    ) -> None:
+        self.config = config
+        self.include = as_selectors(include, "include")
+        self.exclude = as_selectors(exclude, "exclude") or ()
+        self.on_unmatched = on_unmatched
+        self.modules = list(model.named_modules(remove_duplicate=False))
+        self._by_path = dict(self.modules)
+        self._first: dict[int, str] = {}
+        for path, module in self.modules:
+            self._first.setdefault(id(module), path)
+        self._check_selectors()
+        self._check_shared()
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the user narrowed the choice, so that part of a configuration may find nothing."""
+        return self.include is not None or bool(self.exclude)
+
+    @property
+    def configs(self) -> list[SpQuantConfig]:
+        """The configuration and all its overrides."""
+        return [self.config, *(c for c in self.config.overrides.values() if c is not None)]
+
+    def alias_of(self, path: str) -> str | None:
+        """The first path of a module that has several; None for the first one itself."""
+        first = self._first[id(self._by_path[path])]
+        return first if first != path else None
+
+    def aliases(self, path: str) -> list[str]:
+        """Every path of a module."""
+        module = self._by_path[path]
+        return [other for other, candidate in self.modules if candidate is module]
+
+    def config_for(self, path: str) -> tuple[SpQuantConfig | None, str]:
+        """What a module gets, and the reason where that is nothing."""
+        module = self._by_path[path]
+        if closest(self.exclude, path, module) is not None:
+            return None, "excluded"
+        if self.include is not None and closest(self.include, path, module) is None:
+            return None, "not included"
+        selector = closest(self.config.overrides, path, module)
+        if selector is None:
+            return self.config, ""
+        override = self.config.overrides[selector]
+        return override, f"left alone by override {selector!r}" if override is None else ""
+
+    def names_exactly(self, path: str) -> bool:
+        """Whether an override names this very path: then its ``weights`` serve an edge as well."""
+        return any(is_exact(selector, path) for selector in self.config.overrides)
+
+    def complain(self, message: str, error: type[SpQuantError]) -> None:
+        """Raise, warn or say nothing, as ``on_unmatched`` asks."""
+        if self.on_unmatched == "error":
+            raise error(message)
+        if self.on_unmatched == "warn":
+            warnings.warn(message, SpQuantWarning, stacklevel=5)
+
+    def _check_selectors(self) -> None:
+        given = {
+            "include": self.include or (),
+            "exclude": self.exclude,
+            "overrides": tuple(self.config.overrides),
+        }
+        for origin, selectors in given.items():
+            for selector in unmatched(selectors, self.modules):
+                message = explain_unmatched(selector, origin, self.modules)
+                self.complain(message, SelectionError)
+
+    def _check_shared(self) -> None:
+        """A module that stands at several paths can only be one thing."""
+        for path, _ in self.modules:
+            first = self.alias_of(path)
+            if first is not None and self.config_for(first)[0] != self.config_for(path)[0]:
+                raise SelectionError(
+                    f"{first} and {path} are one shared module, and the selectors give them "
+                    "different configurations: a shared module must get one. Select both paths "
+                    "alike."
+                )

@@ -1,0 +1,105 @@
+"""What a model is now: every converted module with its present numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_layer import QuantizedLayer
+from ..table import render
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One converted module."""
+
+    path: str
+    type: str
+    bits: str
+    details: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """Every converted module of a model; empty (and false) for a float model."""
+
+    rows: tuple[StatusRow, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[StatusRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, path: str) -> StatusRow:
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError(path)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no converted modules"
+        lines = [(r.path or "(model)", r.type, r.bits, r.details) for r in self.rows]
+        return render(("path", "type", "bits", "now"), lines)
+
+    __repr__ = __str__
+
+
+def status(model: nn.Module) -> Status:
+    """List the converted modules of a model with their present threshold, unit and weights.
+
+    >>> import spquant_plugin as spq
+    >>> from spquant_plugin.spikingjelly import neuron
+    >>> print(spq.status(neuron.TernaryMembraneLIFNode()))
+    path     type                    bits      now
+    -------  ----------------------  --------  ---------------------------------
+    (model)  TernaryMembraneLIFNode  2 (1.58)  levels -1..1, unit 1, threshold 1
+    """
+    rows = []
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedNeuron):
+            rows.append(_neuron_row(path, module))
+        elif isinstance(module, QuantizedLayer):
+            rows.append(_layer_row(path, module))
+    return Status(tuple(rows))
+
+
+def _neuron_row(path: str, neuron: QuantizedNeuron) -> StatusRow:
+    rule, parts, bits = neuron.membrane, [], "32"
+    if rule is not None:
+        bits = f"{rule.stored_bits} ({rule.information_bits:.3g})"
+        unit = float(neuron.membrane_unit)  # type: ignore[arg-type]
+        parts = [f"levels {rule.lowest}..{rule.highest}", f"unit {unit:.4g}"]
+    threshold = neuron.threshold_value(torch.zeros(1, 1))
+    values = torch.as_tensor(threshold).detach()
+    low, high = float(values.min()), float(values.max())
+    parts.append(f"threshold {low:.4g}" + (f"..{high:.4g}" if high > low else ""))
+    if neuron.learnable_threshold is not None:
+        parts.append(f"learns ({neuron.learnable_threshold.gradient})")
+    if "syn" in getattr(neuron, "states", ()):
+        parts.append("syn float32")
+    return StatusRow(path, type(neuron).__name__, bits, ", ".join(parts))
+
+
+@torch.no_grad()
+def _layer_row(path: str, layer: QuantizedLayer) -> StatusRow:
+    quantizer, parts, bits = layer.weight_quantizer, [], "32"
+    if quantizer is not None:
+        bits = str(quantizer.rule.stored_bits)
+        was_training = quantizer.training
+        quantizer.eval()  # reading must not move alpha
+        weight = layer.effective_weight()
+        quantizer.train(was_training)
+        zeros = float((weight == 0).double().mean())
+        parts = [str(quantizer.rule), f"{zeros:.1%} zeros"]
+    if layer.input_quantizer is not None:
+        parts.append(f"input {layer.input_quantizer.rule}")
+    return StatusRow(path, type(layer).__name__, bits, ", ".join(parts))

@@ -1,0 +1,49 @@
+"""What can go wrong, as types a caller can catch.
+
+Every error says where (path), what was received, which rule it breaks and what to do about it.
+Each class is also the built-in error that a caller would expect.
+"""
+
+
+class SpQuantError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SpQuantError, ValueError):
+    """A configuration holds a value outside its rule."""
+
+
+class SelectionError(SpQuantError, ValueError):
+    """A selector or a whole configuration matches nothing."""
+
+
+class ConversionError(SpQuantError, ValueError):
+    """A model cannot be converted as it is."""
+
+
+class UnsupportedModuleError(ConversionError, TypeError):
+    """A module was selected that has no handler."""
+
+
+class SampleError(SpQuantError, ValueError):
+    """The model cannot be run on the sample that was given."""
+
+
+class CheckpointError(SpQuantError, ValueError):
+    """A checkpoint holds values that cannot be loaded."""
+
+
+class MissingHostError(SpQuantError, ImportError):
+    """A framework is needed that is not installed."""
+
+
+class SpQuantWarning(UserWarning):
+    """Base of every warning that this package gives."""
+
+
+class SelfFiringWarning(SpQuantWarning):
+    """A silent neuron would fire without input, because its stored membrane reaches the threshold."""
+
+
+class CheckpointWarning(SpQuantWarning):
+    """A checkpoint does not fit and was not loaded."""

@@ -1,0 +1,246 @@
+r"""Weight quantisers: from float weights to integer levels and a scale.
+
+Every function takes *rows*, a weight whose first dimension is the output channel. A scale comes
+with shape ``[channels, 1, ...]``, ready to multiply the rows. Nothing here carries a gradient:
+:func:`straight_through` adds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAWB_COEFFICIENTS = {4: (0.077, 1.013)}
+UNIFORM_RATIOS = 16
+
+
+def per_channel(values: Tensor, rows: Tensor) -> Tensor:
+    """Reshape one value per channel so that it multiplies the rows."""
+    return values.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _channel_sum(values: Tensor, channels: bool) -> Tensor:
+    """Sum in float64: over each row, or (as one channel) over everything."""
+    flat = values.flatten(1) if channels else values.reshape(1, -1)
+    return flat.sum(1, dtype=torch.float64)
+
+
+def _largest(rows: Tensor, channels: bool = True) -> Tensor:
+    flat = rows.abs().flatten(1) if channels else rows.abs().reshape(1, -1)
+    return flat.amax(1)
+
+
+# --- straight through ---------------------------------------------------------------------------
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(value: Tensor, quantized: Tensor, scale: Tensor, inside: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2], inputs[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scale, inside = ctx.saved_tensors
+        return (grad / scale) * inside, None, None, None
+
+
+def straight_through(value: Tensor, quantized: Tensor, scale: Tensor, inside: Tensor) -> Tensor:
+    """``quantized`` forward; backward the identity through ``scale * quantized``, where ``inside``.
+
+    An explicit function, because the gradient of ``clamp`` is 0 at its bound, where a saturated
+    weight would stay for ever.
+    """
+    return _StraightThrough.apply(value, quantized, scale, inside)
+
+
+# --- powers of two and their sums ---------------------------------------------------------------
+
+
+@cache
+def power_of_two_levels(bits: int) -> tuple[float, ...]:
+    """Magnitudes ``0`` and ``2**-k``, ascending.
+
+    >>> power_of_two_levels(3)
+    (0.0, 0.25, 0.5, 1.0)
+    """
+    return (0.0, *(2.0**-k for k in range(2 ** (bits - 1) - 2, -1, -1)))
+
+
+@cache
+def additive_power_of_two_levels(bits: int) -> tuple[float, ...]:
+    """Magnitudes that are sums of powers of two, ascending.
+
+    >>> len(additive_power_of_two_levels(5)), max(additive_power_of_two_levels(5))
+    (16, 1.5)
+    """
+    terms = math.ceil((bits - 1) / 2)
+    sums = {0.0}
+    for i in range(terms):
+        choices = [0.0, 2.0**-i, 2.0 ** -(i + terms), 2.0 ** -(i + 2 * terms)]
+        if i == terms - 1 and (bits - 1) % 2:
+            choices = [0.0, 2.0 ** -(terms - 1)]
+        sums = {have + choice for have in sums for choice in choices}
+    return tuple(sorted(sums))
+
+
+def nearest_magnitude(magnitude: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Nearest of the ascending ``levels``; a tie goes to the smaller one.
+
+    >>> nearest_magnitude(torch.tensor([0.5, 0.51, 7.0]), (0.0, 1.0))
+    tensor([0., 1., 1.])
+    """
+    if len(levels) == 2:
+        return (magnitude > levels[1] / 2).to(magnitude.dtype) * levels[1]
+    table = torch.tensor(levels, dtype=torch.float32, device=magnitude.device)
+    cuts = (table[1:] + table[:-1]) / 2
+    # Every cut is a dyadic number of few digits, so that float32 holds it exactly.
+    wide = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
+    index = torch.bucketize(wide.contiguous(), cuts.to(wide.dtype), out_int32=True)
+    return table.to(magnitude.dtype)[index]
+
+
+def dyadic_quantize(rows: Tensor, alpha: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Nearest ``±alpha * level``; exact, because alpha is a power of two."""
+    return nearest_magnitude(rows.abs() / alpha, levels) * alpha * rows.sign()
+
+
+def dyadic_error(
+    rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
+) -> Tensor:
+    """Squared error per channel (or in all) of quantising with ``alpha``."""
+    error = rows.abs() - nearest_magnitude(rows.abs() / alpha, levels) * alpha
+    return _channel_sum(error.square(), channels)
+
+
+def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True) -> Tensor:
+    r"""Power of two with the least :math:`\sum (w - w_q)^2`, for each channel or for all.
+
+    Starts above the largest weight and halves. What lies beyond the top level costs at least its
+    clipping error, which only grows as alpha falls: once it alone exceeds the best error in every
+    channel, nothing better can follow. Equal errors go to the smaller alpha, which keeps more small
+    levels in use. A channel of zeros gets 1.
+
+    >>> search_alpha(torch.tensor([[0.1, -0.12, 0.02]]), power_of_two_levels(2))
+    tensor([0.1250])
+    """
+    rows = rows.detach()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    top = _largest(rows, channels)
+    empty = top == 0
+    exponent = torch.log2(top.masked_fill(empty, 1)).ceil() + 1
+    best_alpha = torch.exp2(exponent)
+    best_error = torch.full_like(top, math.inf, dtype=torch.float64)
+    while True:
+        alpha = torch.exp2(exponent)
+        error = dyadic_error(rows, per_channel(alpha, rows), levels, channels)
+        better = error <= best_error
+        best_error = torch.where(better, error, best_error)
+        best_alpha = torch.where(better, alpha, best_alpha)
+        exponent = exponent - 1
+        reach = per_channel(torch.exp2(exponent) * levels[-1], rows)
+        clipped = _channel_sum((rows.abs() - reach).clamp(min=0).square(), channels)
+        if bool(((clipped > best_error) | empty).all()):
+            return best_alpha.masked_fill(empty, 1)
+
+
+def refine_alpha(
+    rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
+) -> Tensor:
+    """The best of ``alpha``, ``alpha / 2`` and ``2 * alpha``: how alpha follows training."""
+    rows = rows.detach()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    best = alpha.to(rows.dtype)
+    best_error = dyadic_error(rows, per_channel(best, rows), levels, channels)
+    for factor in (0.5, 2.0):
+        candidate = alpha.to(rows.dtype) * factor
+        error = dyadic_error(rows, per_channel(candidate, rows), levels, channels)
+        better = error <= best_error if factor < 1 else error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, candidate, best)
+    return best.to(alpha.dtype)
+
+
+# --- uniform and ternary ------------------------------------------------------------------------
+
+
+def uniform_levels(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Nearest whole number of scales, clamped to ``±(2**(bits-1) - 1)``."""
+    top = 2 ** (bits - 1) - 1
+    return (rows / scale).round().clamp(-top, top)
+
+
+def max_scale(rows: Tensor, bits: int) -> Tensor:
+    """Scale that just reaches the largest magnitude of each channel."""
+    return _largest(rows) / (2 ** (bits - 1) - 1)
+
+
+def least_squares_scale(rows: Tensor, bits: int) -> Tensor:
+    """Best of 16 ratios of the largest magnitude, by squared error per channel."""
+    reach = max_scale(rows, bits)
+    safe = reach.masked_fill(reach == 0, 1)
+    best, best_error = safe, torch.full_like(reach, math.inf, dtype=torch.float64)
+    for step in range(UNIFORM_RATIOS, 0, -1):
+        scale = safe * (step / UNIFORM_RATIOS)
+        wide = per_channel(scale, rows)
+        error = _channel_sum((rows - uniform_levels(rows, wide, bits) * wide).square(), True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, scale, best)
+    return best.masked_fill(reach == 0, 0)
+
+
+def sawb_scale(rows: Tensor, bits: int = 4) -> Tensor:
+    r"""Statistics-aware scale: reach :math:`(\mathrm{std} - z_1\,\mathrm{mean}|w|)/z_0`."""
+    z0, z1 = SAWB_COEFFICIENTS[bits]
+    flat = rows.flatten(1)
+    mean = flat.abs().mean(1)
+    spread = flat.std(1) if flat.shape[1] > 1 else torch.zeros_like(mean)
+    reach = ((spread - z1 * mean) / z0).maximum(mean).minimum(_largest(rows))
+    return reach / (2 ** (bits - 1) - 1)
+
+
+UNIFORM_SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "max": max_scale,
+    "least_squares": least_squares_scale,
+    "sawb": sawb_scale,
+}
+
+
+def uniform_scale(rows: Tensor, bits: int, rule: str = "auto") -> Tensor:
+    """Scale of each output channel, ``[channels, 1, ...]``; a channel of zeros has scale 1.
+
+    ``auto`` is the largest magnitude from 6 bits on and the least squared error below.
+
+    >>> uniform_scale(torch.tensor([[0.5, -1.27]]), bits=8)
+    tensor([[0.0100]])
+    """
+    if rule == "auto":
+        rule = "max" if bits >= 6 else "least_squares"
+    rows = rows.detach()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    scale = UNIFORM_SCALES[rule](rows, bits)
+    return per_channel(scale.masked_fill(scale == 0, 1), rows)
+
+
+def ternary_quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels -1, 0, 1 and their scale: zero up to 5 % of the largest magnitude of the channel.
+
+    >>> ternary_quantize(torch.tensor([[1.0, -0.5, 0.01]]))
+    (tensor([[ 1., -1.,  0.]]), tensor([[0.7500]]))
+    """
+    magnitude = rows.detach().abs()
+    magnitude = magnitude if rows.dtype == torch.float64 else magnitude.float()
+    kept = (magnitude > per_channel(0.05 * _largest(magnitude), rows)).to(magnitude.dtype)
+    count = kept.flatten(1).sum(1)
+    mean = (magnitude * kept).flatten(1).sum(1) / count.clamp(min=1)
+    scale = per_channel(mean.masked_fill(count == 0, 1), rows)
+    return (kept * rows.detach().sign()).to(rows.dtype), scale

@@ -1,0 +1,7 @@
+"""Parameters and buffers around :mod:`spquant_plugin.functional`. Nothing here knows a host."""
+
+from .input_quantizer import InputQuantizer
+from .quantized_layer import QuantizedLayer
+from .weight_quantizer import WeightQuantizer, build_weight_quantizer
+
+__all__ = ["InputQuantizer", "QuantizedLayer", "WeightQuantizer", "build_weight_quantizer"]

@@ -1,0 +1,98 @@
+"""What conversion needs to know of a framework, as an interface that each host fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import SpQuantConfig
+from .layers import TORCH_LAYERS
+from .quantized_layer import QuantizedLayer
+
+HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+@dataclass(frozen=True)
+class NeuronKind:
+    """How a stateful module takes part in a conversion.
+
+    ``action`` is "convert", "refuse" or "keep"; ``reason`` says why for the last two, and what it
+    becomes for the first.
+    """
+
+    action: str
+    reason: str
+
+
+class Host:
+    """Base of the two hosts: knows torch's own layers and no neuron."""
+
+    name = "torch"
+    layers: dict[type[nn.Module], type[QuantizedLayer]] = TORCH_LAYERS
+
+    def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
+        """What to do with a stateful module of this host; None for any other module."""
+        return None
+
+    def build_neuron(
+        self, neuron: nn.Module, config: SpQuantConfig, channels: int | None
+    ) -> nn.Module:
+        """The quantised twin of a neuron, at rest."""
+        raise NotImplementedError
+
+    def channels(self, neuron: nn.Module, shape: tuple[int, ...]) -> int | None:
+        """Number of channels that a neuron sees, from the shape of its input in a dry run."""
+        return shape[1] if len(shape) > 1 else None
+
+    def states(self, module: nn.Module) -> Iterable[tuple[Any, Any]]:
+        """Pairs of a running state and the value it has at rest."""
+        return ()
+
+    def reset(self, module: nn.Module) -> None:
+        """Bring one module to rest, if it is of this host."""
+
+    def enter(self, model: nn.Module) -> None:
+        """Make a changed or copied model known to the host's global books."""
+
+    def leave(self, modules: Iterable[nn.Module]) -> None:
+        """Take modules that are no longer used out of the host's global books."""
+
+
+def carry_over(new: nn.Module, old: nn.Module, but: Iterable[str] = ()) -> None:
+    """Give ``new`` the very parameters, buffers, children, hooks and mode of ``old``.
+
+    The same Parameter objects, so that ties and optimizers hold. Names in ``but`` stay as they are.
+    """
+    skip = set(but)
+    for name, parameter in old._parameters.items():
+        if name not in skip:
+            setattr(new, name, parameter)
+    for name, buffer in old._buffers.items():
+        if name not in skip and name in new._buffers:
+            new._buffers[name] = buffer
+    for name, child in old._modules.items():
+        if name not in skip and name in new._modules:
+            new._modules[name] = child
+    for table in HOOK_TABLES:
+        if table in old.__dict__:
+            held = old.__dict__[table]
+            new.__dict__[table] = held.copy() if hasattr(held, "copy") else held
+    new.training = old.training
+
+
+def device_of(module: nn.Module) -> Any:
+    """Device of a module's first parameter or buffer, or None."""
+    tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
+    return next((tensor.device for tensor in tensors), None)

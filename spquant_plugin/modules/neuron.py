@@ -1,0 +1,220 @@
+"""What every neuron of either host adds: a quantised membrane and a threshold that may learn.
+
+The mixin owns the membrane's unit and the threshold's bounds. The host's class says where its
+threshold is, how its potential decays and where it rests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LearnableThreshold, _Membrane
+from ..errors import ConversionError
+from ..functional import membrane as fm
+from ..functional.threshold import bounded_threshold, threshold_distance
+from .host import device_of
+
+
+@dataclass(frozen=True)
+class SelfFiring:
+    """A silent neuron that would fire without input, and the unit below which it would not."""
+
+    decay: float
+    unit: float
+    threshold: float
+    level: int
+    largest_safe_unit: float
+
+    def __str__(self) -> str:
+        return (
+            f"fires without input: a silent neuron may store level {self.level}, and "
+            f"{self.decay:.4g} * {self.level} * unit {self.unit:.4g} reaches the threshold "
+            f"{self.threshold:.4g} above rest. Use a unit below {self.largest_safe_unit:.4g}."
+        )
+
+
+class QuantizedNeuron(nn.Module):
+    """Mixin: put before a host's neuron class and call :meth:`install` at the end of ``__init__``."""
+
+    threshold_name = "threshold"
+    membrane: _Membrane | None
+    learnable_threshold: LearnableThreshold | None
+    membrane_unit: Tensor | None
+    threshold_bounds: Tensor
+
+    # What the host's class tells.
+
+    @property
+    def rest(self) -> float:
+        """Potential that the neuron leaks and resets to."""
+        return 0.0
+
+    def largest_decay(self) -> float:
+        """Largest share of the membrane that one step keeps."""
+        raise NotImplementedError
+
+    # The threshold.
+
+    def _threshold(self) -> Tensor:
+        value = getattr(self, self.threshold_name)
+        return value if isinstance(value, Tensor) else torch.tensor(value)
+
+    def smallest_threshold(self) -> float:
+        """Smallest threshold of the layer, as a number."""
+        return float(self._threshold().detach().double().min())
+
+    def install(
+        self,
+        membrane: _Membrane | None,
+        learnable_threshold: LearnableThreshold | None,
+        channels: int | None = None,
+    ) -> None:
+        """Add the unit and, where it learns, the threshold's parameter and bounds."""
+        self.membrane = membrane
+        self.learnable_threshold = learnable_threshold
+        unit = None if membrane is None else torch.zeros((), device=device_of(self))
+        self.register_buffer("membrane_unit", unit)
+        if learnable_threshold is not None:
+            self._learn_threshold(learnable_threshold, channels)
+        self.refit()
+
+    def _learn_threshold(self, rule: LearnableThreshold, channels: int | None) -> None:
+        value = self._threshold().detach().clone()
+        value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+        if not bool((value > 0).all()):
+            raise ConversionError(
+                f"{type(self).__name__}: threshold {float(value.min()):g} cannot learn, because "
+                "its bounds are multiples of it: it must be above 0. Use threshold=None."
+            )
+        if rule.per_channel:
+            if channels is None:
+                raise ConversionError(
+                    f"{type(self).__name__}(learnable_threshold={rule}): one threshold per channel "
+                    "needs the number of channels. Pass channels=..., or a sample to convert."
+                )
+            if value.numel() not in (1, channels):
+                raise ConversionError(
+                    f"{type(self).__name__}: the threshold has {value.numel()} values, "
+                    f"the neuron {channels} channels: they must agree. Use per_channel=False."
+                )
+            value = value.flatten().expand(channels).clone()
+        old = getattr(self, self.threshold_name)
+        if not isinstance(old, nn.Parameter) or old.shape != value.shape:
+            if isinstance(old, Tensor):
+                delattr(self, self.threshold_name)
+            setattr(self, self.threshold_name, nn.Parameter(value))
+        self.register_buffer("threshold_bounds", torch.zeros(2, *value.shape, device=value.device))
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Take unit and bounds from the present threshold, as after loading a float checkpoint."""
+        threshold = self.smallest_threshold()
+        if self.membrane is not None:
+            self.membrane_unit.copy_(torch.tensor(self._fresh_unit(self.membrane, threshold)))  # type: ignore[union-attr]
+        if self.learnable_threshold is not None:
+            low, high = self.learnable_threshold.bounds
+            value = self._threshold().detach()
+            lower = (value * low).maximum(value.new_tensor(self._silent_threshold(value)))
+            bounds = torch.stack([torch.where(lower < value, lower, value * low), value * high])
+            self.threshold_bounds.copy_(bounds)
+
+    def _fresh_unit(self, membrane: _Membrane, threshold: float) -> float:
+        if isinstance(membrane.unit, float):
+            return membrane.unit
+        if threshold <= self.rest:
+            raise ConversionError(
+                f"{type(self).__name__}: threshold {threshold:g} is not above the rest potential "
+                f"{self.rest:g}, so it gives the membrane no unit. Set unit= to a number."
+            )
+        decay = self.largest_decay()
+        return fm.default_unit(threshold, self.rest, decay, membrane.default_unit_factor)
+
+    def _silent_threshold(self, value: Tensor) -> float:
+        """Lowest threshold under which a silent neuron stays silent, with one per cent to spare."""
+        margin = 0.01 * (float(value.double().min()) - self.rest)
+        if self.membrane is None:
+            return self.rest + margin
+        level, unit = self.silent_level(), float(self.membrane_unit)  # type: ignore[arg-type]
+        return self.rest + self.largest_decay() * level * unit + margin
+
+    def threshold_value(self, like: Tensor) -> Tensor | float:
+        """The threshold that forward uses: bounded, and shaped to meet ``[N, C, ...]``."""
+        value = getattr(self, self.threshold_name)
+        if isinstance(value, Tensor):
+            value = value.to(dtype=like.dtype)
+        if self.learnable_threshold is None:
+            return value
+        low, high = self.threshold_bounds.to(like.dtype).unbind(0)
+        value = bounded_threshold(value, low, high)
+        if self.learnable_threshold.per_channel:
+            value = value.view(-1, *[1] * (like.ndim - 2))
+        return value
+
+    def distance(self, potential: Tensor, threshold: Tensor | float) -> Tensor:
+        """``u - V``, with the threshold's own gradient path where it learns."""
+        if self.learnable_threshold is None or not isinstance(threshold, Tensor):
+            return potential - threshold
+        return threshold_distance(potential, threshold, self.learnable_threshold.gradient)
+
+    def reset_threshold(self, threshold: Tensor | float) -> Tensor | float:
+        """The amount a soft reset subtracts: a learnable threshold learns from firing only."""
+        if self.learnable_threshold is None or not isinstance(threshold, Tensor):
+            return threshold
+        return threshold.detach()
+
+    # The membrane.
+
+    def store(self, potential: Tensor) -> Tensor:
+        """The membrane that is kept of a potential."""
+        rule = self.membrane
+        if rule is None:
+            return potential
+        return fm.quantize_membrane(
+            potential,
+            self.membrane_unit.to(potential.dtype),  # type: ignore[union-attr]
+            self.rest,
+            lowest=rule.lowest,
+            highest=rule.highest,
+            cut_points=rule.cut_points,
+            shape=rule.shape,
+            temperature=rule.temperature,
+        )
+
+    def silent_level(self) -> int:
+        """Highest level that a neuron below its threshold can store."""
+        rule = self.membrane
+        if rule is None:
+            raise ConversionError(f"{type(self).__name__} keeps its membrane in float: no levels.")
+        unit = float(self.membrane_unit)  # type: ignore[arg-type]
+        return fm.self_firing_level(
+            self.smallest_threshold(), unit, self.rest, rule.lowest, rule.highest, rule.cut_points
+        )
+
+    fires_on_threshold = True
+
+    def self_firing(self) -> SelfFiring | None:
+        """Whether a silent neuron would fire without input, and from which unit on."""
+        if self.membrane is None:
+            return None
+        level, unit, decay = self.silent_level(), float(self.membrane_unit), self.largest_decay()  # type: ignore[arg-type]
+        height = self.smallest_threshold() - self.rest
+        reached = decay * level * unit
+        if reached > height or (reached == height and self.fires_on_threshold):
+            return SelfFiring(decay, unit, height, level, height / (decay * level))
+        return None
+
+    def neuron_repr(self) -> str:
+        """What the mixin adds to ``extra_repr``."""
+        unit = None if self.membrane is None else round(float(self.membrane_unit), 6)  # type: ignore[arg-type]
+        parts = [f"membrane={self.membrane}", f"membrane_unit={unit}"]
+        if self.learnable_threshold is not None:
+            parts.append(f"learnable_threshold={self.learnable_threshold}")
+        return ", ".join(parts)
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """Precision of a state: at least float32, whatever the input's."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,168 @@
+r"""What every quantised layer adds to its framework's layer.
+
+A quantised layer computes :math:`y = \alpha_c\,\mathrm{conv}(x, k) + b` on integer levels ``k``:
+only then is its output an exact function of an integer. The weight that is trained keeps its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import UniformInput, _Weights
+from .input_quantizer import InputQuantizer
+from .weight_quantizer import WeightQuantizer, build_weight_quantizer
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin: put before a framework's layer class, and call :meth:`quantize` once."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    weight_quantizer: WeightQuantizer | None
+    input_quantizer: InputQuantizer | None
+
+    def __init__(
+        self,
+        *args: Any,
+        weights: _Weights | None = None,
+        input: UniformInput | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.quantize(weights, input)
+
+    @classmethod
+    def from_float(
+        cls, layer: nn.Module, weights: _Weights | None, input: UniformInput | None = None
+    ) -> QuantizedLayer:
+        """Quantised twin of a layer: it shares the layer's parameters, mode and hooks."""
+        twin = cls.__new__(cls)
+        twin.__dict__.update(
+            {name: _shallow(value) for name, value in layer.__dict__.items()},
+        )
+        twin.quantize(weights, input)
+        return twin
+
+    def quantize(self, weights: _Weights | None, input: UniformInput | None = None) -> None:
+        """Install the quantisers and fit them to the present weight."""
+        rows = self.rows(self.weight)
+        self.weight_quantizer = build_weight_quantizer(weights, rows.shape[0]) if weights else None
+        self.input_quantizer = InputQuantizer(input) if input else None
+        for part in (self.weight_quantizer, self.input_quantizer):
+            if part is not None:
+                part.to(self.weight.device).train(self.training)
+        self.refit()
+
+    def refit(self) -> None:
+        """Fit the quantiser to the weight anew, as after loading a float checkpoint."""
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.initialize(self.rows(self.weight))
+
+    # The layout of a weight: a transposed convolution keeps its output channels elsewhere.
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The weight with its output channels first."""
+        return weight
+
+    def unrows(self, rows: Tensor) -> Tensor:
+        """Undo :meth:`rows`."""
+        return rows
+
+    def quantized_weight(self) -> tuple[Tensor, Tensor | None]:
+        """Levels in the weight's own layout, and their scale per output channel."""
+        if self.weight_quantizer is None:
+            return self.weight, None
+        levels, scale = self.weight_quantizer(self.rows(self.weight))
+        return self.unrows(levels), None if scale is None else scale.flatten()
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer computes with, in the weight's own layout."""
+        if self.weight_quantizer is None:
+            return self.weight
+        levels, scale = self.weight_quantizer(self.rows(self.weight))
+        rows = levels if scale is None else (levels * scale).to(self.weight.dtype)
+        return self.unrows(rows)
+
+    def run(self, operation: Operation, x: Tensor, channel_dim: int) -> Tensor:
+        """Apply ``operation(x, levels)``, then the scales, then the bias.
+
+        ``channel_dim`` counts from the end, so that a missing batch dimension does no harm.
+        """
+        levels, scale = self.quantized_weight()
+        step = None
+        if self.input_quantizer is not None:
+            x, step = self.input_quantizer(x)
+        y = operation(x, levels)
+        dtype = y.dtype
+        trailing = (1,) * (-channel_dim - 1)
+        if scale is not None:
+            y = y * (scale if step is None else scale * step).view(-1, *trailing)
+        elif step is not None:
+            y = y * step
+        if self.bias is not None:
+            y = y + self.bias.view(-1, *trailing)
+        return y.to(dtype)
+
+
+def _shallow(value: Any) -> Any:
+    """Containers are copied, so that the twin's own modules do not appear in the original."""
+    return value.copy() if isinstance(value, dict) else value
+
+
+class ConvMixin(QuantizedLayer):
+    """Convolutions, by their one computing method."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        parent = super()._conv_forward  # type: ignore[misc]
+        dimensions = weight.ndim - 2
+        return self.run(lambda x, levels: parent(x, levels, None), input, -1 - dimensions)
+
+
+class LinearMixin(QuantizedLayer):
+    """Linear layers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.run(F.linear, input, -1)
+
+
+class ConvTransposeMixin(QuantizedLayer):
+    """Transposed convolutions, whose weight is ``[in, out / groups, ...]``."""
+
+    groups: int
+
+    def rows(self, weight: Tensor) -> Tensor:
+        grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        return grouped.flatten(0, 1)
+
+    def unrows(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def transposed(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """One transposed convolution of a batch."""
+        dimensions = self.weight.ndim - 2
+        padding = self._output_padding(  # type: ignore[operator]
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            dimensions,
+            self.dilation,
+        )
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
+
+        def operation(x: Tensor, levels: Tensor) -> Tensor:
+            return convolve(
+                x, levels, None, self.stride, self.padding, padding, self.groups, self.dilation
+            )
+
+        return self.run(operation, input, -1 - dimensions)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self.transposed(input, output_size)

@@ -1,0 +1,47 @@
+"""Configurations with a name, after the publications that describe them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import (
+    AdditivePowerOfTwoWeights,
+    LearnableThreshold,
+    PowerOfTwoWeights,
+    SpQuantConfig,
+    TernaryMembrane,
+    Triangle,
+)
+from .errors import ConfigError
+
+
+def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> SpQuantConfig:
+    """Quant-SNN: ternary membranes, triangle surrogate and power-of-two weights.
+
+    ``weight_bits`` from 2 to 4 gives powers of two, from 5 to 8 sums of them. ``adaptive=True`` adds
+    the learnable threshold. Any further keyword is a field of :class:`~.config.SpQuantConfig` and
+    overrides the preset.
+
+    >>> quant_snn(weight_bits=2).weights
+    PowerOfTwoWeights(bits=2, per_channel=True)
+    >>> quant_snn(8, adaptive=True).threshold.gradient
+    'gpw'
+    """
+    if type(weight_bits) is not int or not 2 <= weight_bits <= 8:
+        raise ConfigError(
+            f"quant_snn(weight_bits={weight_bits!r}): must be a whole number from 2 to 8. "
+            "Pass weights=... for another quantiser."
+        )
+    defaults: dict[str, Any] = {
+        "membrane": TernaryMembrane(),
+        "surrogate": Triangle(),
+        "weights": PowerOfTwoWeights(weight_bits)
+        if weight_bits <= 4
+        else AdditivePowerOfTwoWeights(weight_bits),
+        "threshold": LearnableThreshold() if adaptive else None,
+    }
+    unknown = sorted(set(fields) - set(SpQuantConfig.__dataclass_fields__))
+    if unknown:
+        listed = ", ".join(SpQuantConfig.__dataclass_fields__)
+        raise ConfigError(f"quant_snn received unknown field {unknown[0]!r}: it takes {listed}.")
+    return SpQuantConfig(**{**defaults, **fields})

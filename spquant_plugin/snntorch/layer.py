@@ -1,0 +1,51 @@
+"""Quantised layers for snnTorch models, which are built from torch's own layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..modules.layers import (
+    TORCH_LAYERS,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+    QuantizedLinear,
+)
+from ..modules.quantized_layer import QuantizedLayer
+
+__all__ = [
+    "QuantizedConv1d",
+    "QuantizedConv2d",
+    "QuantizedConv3d",
+    "QuantizedConvTranspose1d",
+    "QuantizedConvTranspose2d",
+    "QuantizedConvTranspose3d",
+    "QuantizedLinear",
+    "QuantizedOneToOne",
+]
+
+LAYERS = TORCH_LAYERS
+
+
+class QuantizedOneToOne(QuantizedLayer):
+    """The one-to-one recurrent weight ``V`` of RLeaky and RSynaptic, under one common scale."""
+
+    V: Tensor
+    bias = None
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.V
+
+    def rows(self, weight: Tensor) -> Tensor:
+        return weight.reshape(1, -1)
+
+    def unrows(self, rows: Tensor) -> Tensor:
+        return rows.reshape(self.V.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(torch.mul, x, -1)

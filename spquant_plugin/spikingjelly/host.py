@@ -1,0 +1,101 @@
+"""How conversion finds, rebuilds and resets SpikingJelly's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, functional, neuron
+from torch import nn
+
+from ..config import SpQuantConfig
+from ..modules.host import Host, NeuronKind, carry_over
+from . import surrogate
+from .layer import LAYERS
+from .neuron import (
+    TernaryMembraneIFNode,
+    TernaryMembraneLIFNode,
+    TernaryMembraneParametricLIFNode,
+)
+
+TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    neuron.IFNode: TernaryMembraneIFNode,
+    neuron.LIFNode: TernaryMembraneLIFNode,
+    neuron.ParametricLIFNode: TernaryMembraneParametricLIFNode,
+}
+NEURON_PACKAGE = neuron.__name__
+
+
+class SpikingJellyHost(Host):
+    """SpikingJelly 2."""
+
+    name = "SpikingJelly"
+    layers = LAYERS
+
+    def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
+        kind = type(module)
+        if kind in TWINS:
+            return NeuronKind("convert", f"becomes {TWINS[kind].__name__}")
+        if isinstance(module, neuron.NonSpikingBaseNode):
+            return NeuronKind("keep", "does not spike: its potential is an output, in float")
+        if isinstance(module, neuron.BaseNode | neuron.SimpleBaseNode) or any(
+            base_class.__module__.startswith(NEURON_PACKAGE) for base_class in kind.__mro__
+        ):
+            listed = ", ".join(twin.__name__ for twin in TWINS)
+            return NeuronKind(
+                "refuse", f"{kind.__name__} has dynamics of its own: convertible are {listed}"
+            )
+        if isinstance(module, base.MemoryModule):
+            return NeuronKind("keep", "stateful, but no spiking neuron")
+        return None
+
+    def build_neuron(
+        self, neuron: nn.Module, config: SpQuantConfig, channels: int | None
+    ) -> nn.Module:
+        old: Any = neuron
+        twin = TWINS[type(neuron)]
+        options: dict[str, Any] = {
+            "v_threshold": old.v_threshold,
+            "v_reset": old.v_reset,
+            "surrogate_function": old.surrogate_function
+            if config.surrogate is None
+            else surrogate.Triangle(config.surrogate.width),
+            "detach_reset": old.detach_reset,
+            "step_mode": old.step_mode,
+            "store_v_seq": old.store_v_seq,
+            "membrane": config.membrane,
+        }
+        if twin is TernaryMembraneLIFNode:
+            options |= {"tau": old.tau, "decay_input": old.decay_input}
+        if twin is TernaryMembraneParametricLIFNode:
+            options |= {"decay_input": old.decay_input}
+        # The threshold learns only once the decay is the old neuron's: its bounds depend on it.
+        new: Any = twin(**options)
+        carry_over(new, neuron, but=("surrogate_function",))
+        new.install(config.membrane, config.threshold, channels)
+        return new
+
+    def channels(self, neuron: nn.Module, shape: tuple[int, ...]) -> int | None:
+        step = shape[1:] if getattr(neuron, "step_mode", "s") == "m" else shape
+        return step[1] if len(step) > 1 else None
+
+    def states(self, module: nn.Module) -> Iterable[tuple[Any, Any]]:
+        if not isinstance(module, base.MemoryModule):
+            return
+        for name, value in module.named_memories():
+            if isinstance(value, torch.Tensor):
+                yield value, module.get_reset_value(name)
+        if getattr(module, "v_seq", None) is not None:
+            yield module.v_seq, None
+
+    def reset(self, module: nn.Module) -> None:
+        ours = isinstance(module, base.MemoryModule) or any(
+            kind.__module__.startswith("spikingjelly.") for kind in type(module).__mro__
+        )
+        if ours and callable(getattr(module, "reset", None)):
+            module.reset()
+
+    def enter(self, model: nn.Module) -> None:
+        for module in model.modules():
+            functional.invalidate_reset_cache(module)

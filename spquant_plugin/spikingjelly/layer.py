@@ -1,0 +1,83 @@
+"""SpikingJelly layers on quantised weights, in both step modes.
+
+Torch's own layers, as they stand inside ``SeqToANNContainer``, have their twins in
+:mod:`spquant_plugin.modules.layers`.
+"""
+
+from __future__ import annotations
+
+from spikingjelly.activation_based import functional, layer
+from torch import Tensor, nn
+
+from ..modules.layers import TORCH_LAYERS
+from ..modules.quantized_layer import (
+    ConvMixin,
+    ConvTransposeMixin,
+    LinearMixin,
+    QuantizedLayer,
+)
+
+__all__ = [
+    "QuantizedConv1d",
+    "QuantizedConv2d",
+    "QuantizedConv3d",
+    "QuantizedConvTranspose1d",
+    "QuantizedConvTranspose2d",
+    "QuantizedConvTranspose3d",
+    "QuantizedLinear",
+]
+
+
+class QuantizedConv1d(ConvMixin, layer.Conv1d):
+    """SpikingJelly's ``Conv1d`` on quantised weights."""
+
+
+class QuantizedConv2d(ConvMixin, layer.Conv2d):
+    """SpikingJelly's ``Conv2d`` on quantised weights.
+
+    >>> import torch, spquant_plugin as spq
+    >>> conv = QuantizedConv2d(2, 4, 3, step_mode="m", weights=spq.PowerOfTwoWeights(2))
+    >>> conv(torch.zeros(5, 1, 2, 8, 8)).shape
+    torch.Size([5, 1, 4, 6, 6])
+    """
+
+
+class QuantizedConv3d(ConvMixin, layer.Conv3d):
+    """SpikingJelly's ``Conv3d`` on quantised weights."""
+
+
+class _StepTransposed(ConvTransposeMixin):
+    step_mode: str
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        if self.step_mode == "s":
+            return self.transposed(x)
+        return functional.seq_to_ann_forward(x, (self.transposed,))
+
+
+class QuantizedConvTranspose1d(_StepTransposed, layer.ConvTranspose1d):
+    """SpikingJelly's ``ConvTranspose1d`` on quantised weights."""
+
+
+class QuantizedConvTranspose2d(_StepTransposed, layer.ConvTranspose2d):
+    """SpikingJelly's ``ConvTranspose2d`` on quantised weights."""
+
+
+class QuantizedConvTranspose3d(_StepTransposed, layer.ConvTranspose3d):
+    """SpikingJelly's ``ConvTranspose3d`` on quantised weights."""
+
+
+class QuantizedLinear(LinearMixin, layer.Linear):
+    """SpikingJelly's ``Linear`` on quantised weights."""
+
+
+LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
+    layer.Conv1d: QuantizedConv1d,
+    layer.Conv2d: QuantizedConv2d,
+    layer.Conv3d: QuantizedConv3d,
+    layer.ConvTranspose1d: QuantizedConvTranspose1d,
+    layer.ConvTranspose2d: QuantizedConvTranspose2d,
+    layer.ConvTranspose3d: QuantizedConvTranspose3d,
+    layer.Linear: QuantizedLinear,
+    **TORCH_LAYERS,
+}

@@ -1,0 +1,253 @@
+"""SpikingJelly neurons with a quantised membrane and, on request, a learnable threshold.
+
+They subclass ``BaseNode`` and carry any membrane of the configuration, not only the ternary one.
+The host's names ``TernaryIFNode`` and ``TernaryLIFNode`` mean ternary *spikes*; these mean ternary
+*membranes*.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from spikingjelly.activation_based import surrogate
+from spikingjelly.activation_based.neuron import BaseNode
+from torch import Tensor, nn
+
+from ..config import LearnableThreshold, TernaryMembrane, _Membrane
+from ..errors import ConfigError
+from ..functional import membrane as fm
+from ..modules.neuron import QuantizedNeuron, state_dtype
+
+__all__ = [
+    "TernaryMembraneIFNode",
+    "TernaryMembraneLIFNode",
+    "TernaryMembraneParametricLIFNode",
+]
+
+Tensors = tuple[Tensor, ...]
+States = tuple[object, ...]
+
+
+class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
+    """Charge, fire, reset, quantise: everything but the decay, which each subclass gives."""
+
+    threshold_name = "v_threshold"
+
+    def __init__(
+        self,
+        v_threshold: float,
+        v_reset: float | None,
+        surrogate_function: nn.Module | None,
+        detach_reset: bool,
+        step_mode: str,
+        store_v_seq: bool,
+    ) -> None:
+        # The host's own default is one object that all neurons share; ours is a fresh one.
+        super().__init__(
+            v_threshold=_number(self, "v_threshold", v_threshold),
+            v_reset=None if v_reset is None else _number(self, "v_reset", v_reset),
+            surrogate_function=surrogate_function or surrogate.Sigmoid(),
+            detach_reset=bool(detach_reset),
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
+        )
+
+    def dynamics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Decay of the membrane and gain of the input."""
+        raise NotImplementedError
+
+    @property
+    def rest(self) -> float:
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def largest_decay(self) -> float:
+        decay, _ = self.dynamics(torch.zeros((), dtype=torch.float64))
+        return float(decay)
+
+    def _advance(
+        self,
+        current: Tensor,
+        membrane: Tensor,
+        threshold: Tensor | float,
+        dynamics: tuple[Tensor | float, Tensor | float],
+    ) -> tuple[Tensor, Tensor]:
+        decay, gain = dynamics
+        potential = fm.charge(membrane, current, decay, gain, self.rest)
+        spikes = self.surrogate_function(self.distance(potential, threshold))
+        acting = spikes.detach() if self.detach_reset else spikes
+        if self.v_reset is None:
+            left = fm.soft_reset(potential, acting, self.reset_threshold(threshold))
+        else:
+            left = fm.hard_reset(potential, acting, self.rest)
+        return spikes, self.store(left)
+
+    def single_step_functional_forward(
+        self, inputs: Tensors, states: States, **kwargs: object
+    ) -> tuple[Tensors, States]:
+        x, membrane = inputs[0], states[0]
+        current = x.to(state_dtype(x))
+        threshold = self.threshold_value(current)
+        spikes, membrane = self._advance(current, membrane, threshold, self.dynamics(current))  # type: ignore[arg-type]
+        return (spikes.to(x.dtype),), (membrane, *states[1:])
+
+    def multi_step_functional_forward(
+        self, inputs: Tensors, states: States, **kwargs: object
+    ) -> tuple[Tensors, States]:
+        x_seq, membrane = inputs[0], states[0]
+        currents = x_seq.to(state_dtype(x_seq))
+        # Threshold and decay are the same at every step: one node each in the graph.
+        threshold, dynamics = self.threshold_value(currents[0]), self.dynamics(currents)
+        train = []
+        for current in currents.unbind(0):
+            spikes, membrane = self._advance(current, membrane, threshold, dynamics)  # type: ignore[arg-type]
+            train.append(spikes)
+        return (torch.stack(train).to(x_seq.dtype),), (membrane, *states[1:])
+
+    def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        dtype, v = state_dtype(x), states[0]
+        if isinstance(v, Tensor) and v.shape == x.shape:
+            return (v.to(device=x.device, dtype=dtype), *states[1:])
+        # A state of another shape starts anew, as in the host.
+        start = self.rest if isinstance(v, Tensor) else float(v)  # type: ignore[arg-type]
+        return (torch.full(x.shape, start, dtype=dtype, device=x.device), *states[1:])
+
+    def extra_repr(self) -> str:
+        value = self.v_threshold
+        if isinstance(value, Tensor):
+            value = value.tolist() if value.ndim == 0 else f"{value.numel()} channels"
+        return (
+            f"v_threshold={value}, v_reset={self.v_reset}, detach_reset={self.detach_reset}, "
+            f"step_mode={self.step_mode}, {self.neuron_repr()}"
+        )
+
+
+class TernaryMembraneIFNode(_QuantizedMembraneNode):
+    """``IFNode`` with a quantised membrane.
+
+    >>> import torch
+    >>> node = TernaryMembraneIFNode(step_mode="m")
+    >>> node.membrane_unit, node(torch.full((4, 1), 0.45)).flatten()
+    (tensor(0.7500), tensor([0., 1., 0., 1.]))
+    """
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: nn.Module | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
+        learnable_threshold: LearnableThreshold | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
+        )
+        self.install(membrane, learnable_threshold, channels)
+
+    def dynamics(self, like: Tensor) -> tuple[float, float]:
+        return 1.0, 1.0
+
+
+class TernaryMembraneLIFNode(_QuantizedMembraneNode):
+    r"""``LIFNode`` with a quantised membrane: :math:`\lambda = 1 - 1/\tau`.
+
+    >>> import torch
+    >>> node = TernaryMembraneLIFNode(tau=2.0, decay_input=False, step_mode="m", store_v_seq=True)
+    >>> node(torch.tensor([[0.7], [0.7], [0.2]])).flatten()
+    tensor([0., 1., 0.])
+    >>> node.v_seq.flatten()
+    tensor([1., 0., 0.])
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: nn.Module | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
+        learnable_threshold: LearnableThreshold | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
+        )
+        self.tau = _time_constant(self, "tau", tau)
+        self.decay_input = decay_input
+        self.install(membrane, learnable_threshold, channels)
+
+    def dynamics(self, like: Tensor) -> tuple[float, float]:
+        return 1 - 1 / self.tau, 1 / self.tau if self.decay_input else 1.0
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, tau={self.tau}, decay_input={self.decay_input}"
+
+
+class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
+    r"""``ParametricLIFNode`` with a quantised membrane: :math:`1/\tau = \sigma(w)` is learned.
+
+    >>> node = TernaryMembraneParametricLIFNode(init_tau=2.0)
+    >>> [name for name, _ in node.named_parameters()], list(dict(node.named_buffers()))
+    (['w'], ['membrane_unit'])
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: nn.Module | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        *,
+        membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
+        learnable_threshold: LearnableThreshold | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(
+            v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
+        )
+        start = -math.log(_time_constant(self, "init_tau", init_tau) - 1)
+        self.w = nn.Parameter(torch.tensor(start))
+        self.decay_input = decay_input
+        self.install(membrane, learnable_threshold, channels)
+
+    def dynamics(self, like: Tensor) -> tuple[Tensor, Tensor | float]:
+        rate = self.w.to(like.dtype).sigmoid()
+        return 1 - rate, rate if self.decay_input else 1.0
+
+    def extra_repr(self) -> str:
+        tau = 1 / self.w.detach().sigmoid().item()
+        return f"{super().extra_repr()}, tau={tau:.4g}, decay_input={self.decay_input}"
+
+
+def _number(owner: object, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(
+            f"{type(owner).__name__}({name}={value!r}): must be a finite number. "
+            "A threshold that learns is learnable_threshold=LearnableThreshold()."
+        )
+    return float(value)
+
+
+def _time_constant(owner: object, name: str, value: object) -> float:
+    tau = _number(owner, name, value)
+    if tau <= 1:
+        raise ConfigError(
+            f"{type(owner).__name__}({name}={value!r}): must be above 1. "
+            "An integrator without leak is TernaryMembraneIFNode."
+        )
+    return tau

@@ -1,0 +1,37 @@
+"""Shared fixtures: reference numbers, default precision, a fixed seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Modules are built in double precision, so that constants are exact to its last digit."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(before)
+
+
+def golden(name: str) -> list[dict]:
+    """Cases of one file of reference numbers."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
+
+
+def close(actual: torch.Tensor, expected: object) -> bool:
+    """Agreement with a reference number: 1e-10 in double precision, 1e-6 relative in single."""
+    want = torch.tensor(expected, dtype=torch.float64)
+    tolerance = 1e-10 if actual.dtype == torch.float64 else 1e-6
+    return bool(((actual.double() - want).abs() <= tolerance * (1 + want.abs())).all())
