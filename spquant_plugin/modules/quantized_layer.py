@@ -143,7 +143,7 @@ class ConvTransposeMixin(QuantizedLayer):
     def unrows(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
-    def transposed(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def convolve_transposed(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """One transposed convolution of a batch."""
         dimensions = self.weight.ndim - 2
         padding = self._output_padding(  # type: ignore[operator]
@@ -165,4 +165,4 @@ class ConvTransposeMixin(QuantizedLayer):
         return self.run(operation, input, -1 - dimensions)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return self.transposed(input, output_size)
+        return self.convolve_transposed(input, output_size)

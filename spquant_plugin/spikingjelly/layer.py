@@ -51,8 +51,8 @@ class _StepTransposed(ConvTransposeMixin):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if self.step_mode == "s":
-            return self.transposed(x)
-        return functional.seq_to_ann_forward(x, (self.transposed,))
+            return self.convolve_transposed(x)
+        return functional.seq_to_ann_forward(x, (self.convolve_transposed,))
 
 
 class QuantizedConvTranspose1d(_StepTransposed, layer.ConvTranspose1d):
