@@ -1,7 +1,7 @@
 """Low-precision spiking networks for SpikingJelly and snnTorch.
 
-``convert(model, config)`` gives an existing model ternary membranes, power-of-two weights and learnable
-thresholds. Importing this package loads torch and neither host.
+``convert(model, config)`` gives an existing model ternary membranes, power-of-two weights and
+learnable thresholds. Importing this package loads torch and neither host.
 """
 
 from . import errors, functional, presets

@@ -96,7 +96,7 @@ def _from_plain(value: Any) -> Any:
             listed = ", ".join(sorted(_Record._known))
             raise ConfigError(f"from_dict received kind {kind!r}: must be one of {listed}.")
         record_class = _Record._known[kind]
-        names = {item.name for item in dataclasses.fields(record_class)}  # type: ignore[arg-type]
+        names = {item.name for item in dataclasses.fields(record_class)}
         unknown = sorted(set(value) - names - {"kind"})
         if unknown:
             raise ConfigError(

@@ -42,7 +42,7 @@ class SpQuantWarning(UserWarning):
 
 
 class SelfFiringWarning(SpQuantWarning):
-    """A silent neuron would fire without input, because its stored membrane reaches the threshold."""
+    """A silent neuron would fire without input: its stored membrane reaches the threshold."""
 
 
 class CheckpointWarning(SpQuantWarning):

@@ -18,9 +18,9 @@ from .errors import ConfigError
 def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> SpQuantConfig:
     """Quant-SNN: ternary membranes, triangle surrogate and power-of-two weights.
 
-    ``weight_bits`` from 2 to 4 gives powers of two, from 5 to 8 sums of them. ``adaptive=True`` adds
-    the learnable threshold. Any further keyword is a field of :class:`~.config.SpQuantConfig` and
-    overrides the preset.
+    ``weight_bits`` from 2 to 4 gives powers of two, from 5 to 8 sums of them. ``adaptive=True``
+    adds the learnable threshold. Any further keyword is a field of
+    :class:`~spquant_plugin.SpQuantConfig` and overrides the preset.
 
     >>> quant_snn(weight_bits=2).weights
     PowerOfTwoWeights(bits=2, per_channel=True)

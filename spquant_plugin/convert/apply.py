@@ -34,9 +34,9 @@ def convert(
     keyword arguments). It is run once, on another copy, to learn the order and the shapes; without
     it, the order of registration decides which layers are first and last.
 
-    ``include`` and ``exclude`` take selectors: an exact path (which covers what it holds), ``"re:"``
-    and a regular expression, or a class name. ``on_unmatched`` says what happens when a selector or
-    the whole configuration matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
+    ``include`` and ``exclude`` take selectors: an exact path (which covers what it holds),
+    ``"re:"`` and a regular expression, or a class name. ``on_unmatched`` says what happens when a
+    selector or the whole configuration matches nothing: ``"error"``, ``"warn"`` or ``"ignore"``.
 
     >>> import torch, spquant_plugin as spq
     >>> from torch import nn
@@ -83,10 +83,11 @@ def convert_(
 
 def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
     hosts, replaced = Hosts(), []
+    devices = _nearest_devices(model)
     # A rebuilt neuron hands its inner layers on, so neurons go first.
     for step in sorted(table.steps, key=lambda step: isinstance(step, LayerStep)):
         old = model.get_submodule(step.path)
-        new = _build(step, old, _device_before(model, step.path))
+        new = _build(step, old, devices[step.path])
         replaced.append(old)
         model = _replace(model, old, new)
     for host in hosts.all:
@@ -104,15 +105,14 @@ def _build(step: NeuronStep | LayerStep, old: nn.Module, device: torch.device | 
     return new if device is None else new.to(device)
 
 
-def _device_before(model: nn.Module, path: str) -> torch.device | None:
-    """Device of the module itself or of the nearest one before it that has one."""
-    device = None
-    for name, module in model.named_modules():
-        if not list(module.children()) or name == path:
-            device = device_of(module) or device
-        if name == path:
-            break
-    return device if device is not None else device_of(model)
+def _nearest_devices(model: nn.Module) -> dict[str, torch.device | None]:
+    """Device of each module: its own, or that of the nearest module before it that has one."""
+    device, found = device_of(model), {}
+    for path, module in model.named_modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        device = next((tensor.device for tensor in own if tensor is not None), device)
+        found[path] = device
+    return found
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

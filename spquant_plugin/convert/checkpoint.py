@@ -18,9 +18,9 @@ from ..modules.quantized_layer import QuantizedLayer
 class LoadReport:
     """What a float checkpoint brought. True where it was loaded, false where nothing was.
 
-    ``loaded`` are the keys that were copied, ``missing`` those that the model wants and the checkpoint
-    lacks, ``unexpected`` the reverse, ``mismatched`` those of another shape; ``recomputed`` are the keys of the
-    conversion itself, which were fitted anew to the loaded weights.
+    ``loaded`` are the keys that were copied, ``missing`` those that the model wants and the
+    checkpoint lacks, ``unexpected`` the reverse, ``mismatched`` those of another shape;
+    ``recomputed`` are the keys of the conversion itself, fitted anew to the loaded weights.
     """
 
     loaded: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ def _obstacle(module: nn.Module, base: type[nn.Module]) -> str | None:
         if getattr(kind, method, None) is not getattr(base, method, None):
             return f"{kind.__name__} overrides {base.__name__}.{method}, which would be lost"
     weight = getattr(module, "weight", getattr(module, "V", None))
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if isinstance(weight, torch.Tensor) and nn.parameter.is_lazy(weight):
         return "its weight has no shape yet: run the model once first"
     if not isinstance(weight, torch.Tensor) or (
         hasattr(module, "weight") and "weight" not in module._parameters

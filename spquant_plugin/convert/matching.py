@@ -1,9 +1,9 @@
 """Selectors: which modules a string means.
 
-An exact path (a container's path covers what it holds) goes before ``re:`` and a regular expression,
-which is matched from the start of the path; that goes before the name of a class or of one of its
-base classes. Of two selectors of one kind the closer one wins: the longer path, the first expression, the
-nearer base class.
+An exact path (a container's path covers what it holds) goes before ``re:`` and a regular
+expression, which is matched from the start of the path; that goes before the name of a class or of
+one of its base classes. Of two selectors of one kind the closer one wins: the longer path, the
+first expression, the nearer base class.
 """
 
 from __future__ import annotations

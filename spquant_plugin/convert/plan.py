@@ -9,7 +9,13 @@ from typing import Any
 from torch import nn
 
 from ..config import SpQuantConfig, UniformInput, _Weights
-from ..errors import ConfigError, ConversionError, SelectionError, SpQuantError
+from ..errors import (
+    ConfigError,
+    ConversionError,
+    SelectionError,
+    SpQuantError,
+    UnsupportedModuleError,
+)
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron, SelfFiring
 from ..modules.quantized_layer import QuantizedLayer
@@ -105,8 +111,6 @@ class ConversionPlan:
         """Raise an error that names every module that stops the conversion."""
         if not self.refused:
             return
-        from ..errors import UnsupportedModuleError
-
         listed = "\n".join(
             f"  {row.path or '(model)'} ({row.type}): {row.reason}" for row in self.refused
         )
@@ -172,15 +176,18 @@ class _Planner:
         self.on_unmatched = on_unmatched
         self.hosts = Hosts()
         self.plan = ConversionPlan()
+        selection.check_shared(self._is_convertible)
         self.trace: Trace | None = None
         if sample is not None:
             self.trace = trace(model, sample, self._is_watched)
         self.edges, self.readers = self._edges_and_readers()
 
-    def _is_watched(self, module: nn.Module) -> bool:
-        converted = isinstance(module, QuantizedNeuron | QuantizedLayer)
+    def _is_convertible(self, module: nn.Module) -> bool:
         known = self.hosts.neuron_kind(module) or layer_kind(module, self.hosts)
-        return converted or known is not None or not list(module.children())
+        return isinstance(module, QuantizedNeuron | QuantizedLayer) or known is not None
+
+    def _is_watched(self, module: nn.Module) -> bool:
+        return self._is_convertible(module) or not list(module.children())
 
     def _edges_and_readers(self) -> tuple[set[str], set[str]]:
         """First and last weight layer, and the layers that the raw input reaches."""
@@ -225,6 +232,8 @@ class _Planner:
 
     def _inside_neuron(self, path: str) -> bool:
         """A neuron's surrogate is part of its row."""
+        if not path:
+            return False
         parent = self.model.get_submodule(path.rpartition(".")[0])
         return isinstance(parent, QuantizedNeuron) or self.hosts.neuron_kind(parent) is not None
 
@@ -251,6 +260,8 @@ class _Planner:
     def _add(self, path: str, module: nn.Module) -> str | None:
         """Add the row of one module. Returns how its inner modules are settled, if they are."""
         first = self.selection.alias_of(path)
+        if first is not None and not module._parameters and self._inside_neuron(path):
+            return None  # one surrogate object may serve all neurons
         if first is not None:
             self._row(path, module, "shared", f"same module as {first or '(model)'}")
             return "shared"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -33,12 +33,12 @@ class Selection:
         for path, module in self.modules:
             self._first.setdefault(id(module), path)
         self._check_selectors()
-        self._check_shared()
 
     @property
     def is_limited(self) -> bool:
-        """Whether the user narrowed the choice, so that part of a configuration may find nothing."""
-        return self.include is not None or bool(self.exclude)
+        """Whether the user narrowed the choice: part of a configuration may then find nothing."""
+        left_alone = any(config is None for config in self.config.overrides.values())
+        return self.include is not None or bool(self.exclude) or left_alone
 
     @property
     def configs(self) -> list[SpQuantConfig]:
@@ -90,11 +90,13 @@ class Selection:
                 message = explain_unmatched(selector, origin, self.modules)
                 self.complain(message, SelectionError)
 
-    def _check_shared(self) -> None:
+    def check_shared(self, convertible: Callable[[nn.Module], bool]) -> None:
         """A module that stands at several paths can only be one thing."""
-        for path, _ in self.modules:
+        for path, module in self.modules:
             first = self.alias_of(path)
-            if first is not None and self.config_for(first)[0] != self.config_for(path)[0]:
+            if first is None or not convertible(module):
+                continue
+            if self.config_for(first)[0] != self.config_for(path)[0]:
                 raise SelectionError(
                     f"{first} and {path} are one shared module, and the selectors give them "
                     "different configurations: a shared module must get one. Select both paths "

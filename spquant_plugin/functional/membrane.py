@@ -80,7 +80,7 @@ class _StackedQuantize(torch.autograd.Function):
         ctx.rule = shifts_of(lowest, highest), shape, temperature
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
         shifts, shape, temperature = ctx.rule
         slope = stacked_slope(z, shifts, shape=shape, temperature=temperature)

@@ -52,7 +52,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int, lowest: int = 0) -> Tenso
         raise ValueError(f"bits = {bits!r}: must be 1, 2, 4 or 8, so that they fill a byte.")
     shifts = bits * torch.arange(8 // bits, device=packed.device)
     rows = (packed.to(torch.int64)[:, None] >> shifts) & (2**bits - 1)
-    fits = -128 <= lowest and lowest + 2**bits <= 128
+    fits = lowest >= -128 and lowest + 2**bits <= 128
     return _first(rows, count, lowest).to(torch.int8 if fits else torch.int16)
 
 

@@ -140,7 +140,7 @@ class _Triangle(torch.autograd.Function):
         ctx.width = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (distance,) = ctx.saved_tensors
         return grad * firing_triangle(distance, ctx.width), None, None
 
@@ -156,7 +156,7 @@ class _PenaltyWindow(torch.autograd.Function):
         ctx.width = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (distance,) = ctx.saved_tensors
         slope = firing_triangle(distance, ctx.width) * penalty_window(distance)
         return grad * slope, None, None

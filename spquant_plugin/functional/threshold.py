@@ -45,7 +45,7 @@ class _ThresholdDistance(torch.autograd.Function):
         ctx.gradient = gradient
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (distance,) = ctx.saved_tensors
         share = grad * threshold_window(distance, ctx.gradient)
         return grad, -share.sum_to_size(ctx.threshold_shape), None
@@ -72,7 +72,7 @@ class _BoundedThreshold(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         threshold, low, high = ctx.saved_tensors
         # A descent step moves against the gradient: outwards is what the bound stops.
         outwards = ((threshold <= low) & (grad > 0)) | ((threshold >= high) & (grad < 0))

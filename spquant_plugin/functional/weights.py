@@ -48,7 +48,7 @@ class _StraightThrough(torch.autograd.Function):
         ctx.save_for_backward(inputs[2], inputs[3])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale, inside = ctx.saved_tensors
         return (grad / scale) * inside, None, None, None
 

@@ -7,8 +7,8 @@ from torch import nn
 from .quantized_layer import (
     ConvMixin,
     ConvTransposeMixin,
-    QuantizedLayer,
     LinearMixin,
+    QuantizedLayer,
 )
 
 

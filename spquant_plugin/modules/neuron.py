@@ -37,7 +37,7 @@ class SelfFiring:
 
 
 class QuantizedNeuron(nn.Module):
-    """Mixin: put before a host's neuron class and call :meth:`install` at the end of ``__init__``."""
+    """Mixin: put before a host's neuron class, and call :meth:`install` to end ``__init__``."""
 
     threshold_name = "threshold"
     membrane: _Membrane | None

@@ -22,8 +22,8 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 class QuantizedLayer(nn.Module):
     """Mixin: put before a framework's layer class, and call :meth:`quantize` once."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any  # the framework's own
+    bias: Any
     weight_quantizer: WeightQuantizer | None
     input_quantizer: InputQuantizer | None
 
@@ -145,21 +145,22 @@ class ConvTransposeMixin(QuantizedLayer):
 
     def convolve_transposed(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """One transposed convolution of a batch."""
+        own: Any = self
         dimensions = self.weight.ndim - 2
-        padding = self._output_padding(  # type: ignore[operator]
+        padding = own._output_padding(
             input,
             output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
+            own.stride,
+            own.padding,
+            own.kernel_size,
             dimensions,
-            self.dilation,
+            own.dilation,
         )
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
 
         def operation(x: Tensor, levels: Tensor) -> Tensor:
             return convolve(
-                x, levels, None, self.stride, self.padding, padding, self.groups, self.dilation
+                x, levels, None, own.stride, own.padding, padding, own.groups, own.dilation
             )
 
         return self.run(operation, input, -1 - dimensions)

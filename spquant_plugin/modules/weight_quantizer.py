@@ -16,7 +16,7 @@ from ..functional import weights as fw
 class WeightQuantizer(nn.Module):
     """Base: rows in, ``(levels, scale or None)`` out."""
 
-    def __init__(self, rule: cfg._Weights) -> None:
+    def __init__(self, rule: cfg._Weights, channels: int) -> None:
         super().__init__()
         self.rule = rule
 
@@ -39,7 +39,7 @@ class DyadicQuantizer(WeightQuantizer):
     def __init__(
         self, rule: cfg.PowerOfTwoWeights | cfg.AdditivePowerOfTwoWeights, channels: int
     ) -> None:
-        super().__init__(rule)
+        super().__init__(rule, channels)
         self.channels = rule.per_channel
         self.levels = (
             fw.power_of_two_levels(rule.bits)
@@ -87,14 +87,14 @@ class TernaryQuantizer(WeightQuantizer):
         return fw.straight_through(rows, levels, scale, inside), scale
 
 
-def build_weight_quantizer(rule: cfg._Weights, channels: int) -> WeightQuantizer:
-    """The quantiser that a configuration record asks for."""
-    if isinstance(rule, cfg.PowerOfTwoWeights | cfg.AdditivePowerOfTwoWeights):
-        return DyadicQuantizer(rule, channels)
-    return QUANTIZERS[type(rule)](rule)
-
-
-QUANTIZERS: dict[type, type[WeightQuantizer]] = {
+QUANTIZERS: dict[type[cfg._Weights], type[WeightQuantizer]] = {
+    cfg.PowerOfTwoWeights: DyadicQuantizer,
+    cfg.AdditivePowerOfTwoWeights: DyadicQuantizer,
     cfg.UniformWeights: UniformQuantizer,
     cfg.TernaryWeights: TernaryQuantizer,
 }
+
+
+def build_weight_quantizer(rule: cfg._Weights, channels: int) -> WeightQuantizer:
+    """The quantiser that a configuration record asks for."""
+    return QUANTIZERS[type(rule)](rule, channels)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import SpQuantConfig
 from ..modules.host import Host, NeuronKind, carry_over
+from ..modules.quantized_layer import QuantizedLayer
 from . import surrogate
 from .layer import LAYERS, QuantizedOneToOne
 from .neuron import (
@@ -33,6 +34,10 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     snn.RSynaptic: TernaryRSynaptic,
 }
 ONE_TO_ONE = (LeakyOneToOne, SynapticOneToOne)
+TABLE: dict[type[nn.Module], type[QuantizedLayer]] = {
+    **LAYERS,
+    **dict.fromkeys(ONE_TO_ONE, QuantizedOneToOne),
+}
 STATES = ("mem", "syn", "spk", "fired", "reset")
 
 
@@ -40,7 +45,7 @@ class SnnTorchHost(Host):
     """snnTorch 1."""
 
     name = "snnTorch"
-    layers = {**LAYERS, **dict.fromkeys(ONE_TO_ONE, QuantizedOneToOne)}
+    layers = TABLE
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
         kind = type(module)

@@ -38,7 +38,7 @@ class QuantizedOneToOne(QuantizedLayer):
     bias = None
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         return self.V
 
     def rows(self, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ neurons drops the whole step, :math:`(1 - s_t)(\lambda m_t + x)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import snntorch as snn
@@ -46,6 +47,8 @@ class _QuantizedStateNeuron(QuantizedNeuron):
     states: tuple[str, ...] = ("mem",)
 
     # The host's attributes.
+    spike_grad: Callable[[Tensor], Tensor]
+    recurrent: Callable[[Tensor], Tensor]
     fired: Tensor
     mem: Tensor
     beta: Tensor
@@ -153,7 +156,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
     def _fire(self, potential: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
         """Spikes as the host gives them, and the plain comparison behind them."""
         distance = self.distance(potential, threshold)
-        spikes = self.spike_grad(distance)  # type: ignore[operator]
+        spikes = self.spike_grad(distance)
         compared = distance.detach() > 0
         if not self.inhibition:
             return spikes, compared

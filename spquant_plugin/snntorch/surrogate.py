@@ -49,7 +49,10 @@ class Triangle(nn.Module):
 
 
 class GradientPenaltyWindow(Triangle):
-    r"""The window as a plain surrogate: slope :math:`\max(0, w - |x|)/w^2\,\sigma(x)\,1[x \ge 0]`."""
+    r"""The window as a plain surrogate.
+
+    Its slope is :math:`\max(0, w - |x|)/w^2\,\sigma(x)\,1[x \ge 0]`.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return fs.penalty_window_spike(x, self.width, strict=True)

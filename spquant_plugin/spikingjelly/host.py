@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from spikingjelly.activation_based import base, functional, neuron
@@ -94,7 +94,7 @@ class SpikingJellyHost(Host):
             kind.__module__.startswith("spikingjelly.") for kind in type(module).__mro__
         )
         if ours and callable(getattr(module, "reset", None)):
-            module.reset()
+            cast(Any, module).reset()
 
     def enter(self, model: nn.Module) -> None:
         for module in model.modules():

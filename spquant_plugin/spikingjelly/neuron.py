@@ -8,6 +8,8 @@ The host's names ``TernaryIFNode`` and ``TernaryLIFNode`` mean ternary *spikes*;
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import surrogate
@@ -33,6 +35,9 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     """Charge, fire, reset, quantise: everything but the decay, which each subclass gives."""
 
     threshold_name = "v_threshold"
+    v_threshold: Any  # a number, or a parameter where it learns
+    v_reset: float | None
+    surrogate_function: Callable[[Tensor], Tensor]
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class _Stacked(SurrogateFunctionBase):
         )
 
     @classmethod
-    def spiking_function(  # type: ignore[override]
+    def spiking_function(
         cls,
         x: Tensor,
         lowest: int,
@@ -97,7 +97,7 @@ class _Stacked(SurrogateFunctionBase):
         )
 
     @classmethod
-    def primitive_function(  # type: ignore[override]
+    def primitive_function(
         cls,
         x: Tensor,
         lowest: int,

@@ -1,0 +1,56 @@
+"""Small networks of both hosts, for the tests of conversion."""
+
+from __future__ import annotations
+
+import snntorch as snn
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+
+def spiking_jelly(step_mode: str = "m") -> nn.Sequential:
+    """Conv, norm, neuron, pool, conv, norm, neuron, linear: the usual order."""
+    from spikingjelly.activation_based import functional
+
+    net = nn.Sequential(
+        layer.Conv2d(2, 4, 3, padding=1, bias=False),
+        layer.BatchNorm2d(4),
+        neuron.LIFNode(decay_input=False),
+        layer.AvgPool2d(2),
+        layer.Conv2d(4, 6, 3, padding=1),
+        layer.BatchNorm2d(6),
+        neuron.IFNode(),
+        layer.Flatten(),
+        layer.Linear(6 * 4 * 4, 3),
+    )
+    functional.set_step_mode(net, step_mode)
+    return net
+
+
+def snn_torch() -> nn.Sequential:
+    """The hidden-state idiom: one step per call."""
+    return nn.Sequential(
+        nn.Linear(5, 7),
+        snn.Leaky(beta=0.5, init_hidden=True),
+        nn.Linear(7, 7),
+        snn.Leaky(beta=0.9, init_hidden=True, reset_mechanism="zero"),
+        nn.Linear(7, 2),
+        snn.Leaky(beta=0.8, init_hidden=True, output=True),
+    )
+
+
+class Loop(nn.Module):
+    """The explicit-state idiom: a loop over time inside forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(5, 6), snn.Leaky(beta=0.9)
+        self.fc2, self.lif2 = nn.Linear(6, 2), snn.Leaky(beta=0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        total = 0
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            total = total + spk
+        return total
