@@ -5,117 +5,22 @@ A record refuses a bad value when it is made, so that no later step needs to che
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 from .errors import ConfigError
+from .records import Record, choice, fail, flag, real, whole
 
 SHAPES = ("sigmoid", "arctan", "triangle", "piecewise")
-
-
-def _fail(owner: object, name: str, value: object, rule: str) -> ConfigError:
-    return ConfigError(f"{type(owner).__name__}.{name} = {value!r}: {rule}")
-
-
-def _whole(owner: object, name: str, low: int, high: int) -> None:
-    value = getattr(owner, name)
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:
-        rule = f"must be a whole number from {low} to {high}."
-        raise _fail(owner, name, value, rule + f" Choose one of them, for example {low}.")
-
-
-def _real(owner: object, name: str, *, positive: bool = False) -> None:
-    value = getattr(owner, name)
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or (positive and value <= 0):
-        kind = "a finite number above 0" if positive else "a finite number"
-        raise _fail(owner, name, value, f"must be {kind}.")
-    object.__setattr__(owner, name, float(value))
-
-
-def _choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise _fail(owner, name, value, f"must be one of {listed}.")
-
-
-def _flag(owner: object, name: str) -> None:
-    value = getattr(owner, name)
-    if not isinstance(value, bool):
-        raise _fail(owner, name, value, "must be True or False.")
-
-
-class _Record:
-    """Adds a readable round trip through plain dictionaries to the records below."""
-
-    _known: ClassVar[dict[str, type]] = {}
-
-    def __init_subclass__(cls) -> None:
-        if not cls.__name__.startswith("_"):
-            _Record._known[cls.__name__] = cls
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values only (JSON can hold them); ``"kind"`` names the record."""
-        plain: dict[str, Any] = {"kind": type(self).__name__}
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            plain[item.name] = _to_plain(getattr(self, item.name))
-        return plain
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Any:
-        """Rebuild the record that :meth:`to_dict` described."""
-        record = _from_plain(plain)
-        if not isinstance(record, cls):
-            raise ConfigError(
-                f"from_dict received kind {type(record).__name__!r} where {cls.__name__!r} or one "
-                "of its kinds belongs: call from_dict of the class that wrote the dictionary."
-            )
-        return record
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, _Record):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_to_plain(item) for item in value]
-    return value
-
-
-def _from_plain(value: Any) -> Any:
-    if isinstance(value, Mapping) and "kind" in value:
-        kind = value["kind"]
-        if kind not in _Record._known:
-            listed = ", ".join(sorted(_Record._known))
-            raise ConfigError(f"from_dict received kind {kind!r}: must be one of {listed}.")
-        record_class = _Record._known[kind]
-        names = {item.name for item in dataclasses.fields(record_class)}
-        unknown = sorted(set(value) - names - {"kind"})
-        if unknown:
-            raise ConfigError(
-                f"from_dict received unknown field {unknown[0]!r} for {kind}: it has "
-                f"{', '.join(sorted(names))}. Remove the field or correct its name."
-            )
-        return record_class(**{name: _from_plain(value[name]) for name in names if name in value})
-    if isinstance(value, Mapping):
-        return {key: _from_plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_from_plain(item) for item in value)
-    return value
 
 
 # --- membranes ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Membrane(_Record):
+class _Membrane(Record):
     """What every stored membrane shares: its unit and the surrogate of its quantiser."""
 
     unit: str | float = field(default="threshold", kw_only=True)
@@ -125,10 +30,10 @@ class _Membrane(_Record):
     def __post_init__(self) -> None:
         if self.unit != "threshold":
             if isinstance(self.unit, str):
-                raise _fail(self, "unit", self.unit, "must be 'threshold' or a number above 0.")
-            _real(self, "unit", positive=True)
-        _choice(self, "shape", SHAPES)
-        _real(self, "temperature", positive=True)
+                raise fail(self, "unit", self.unit, "must be 'threshold' or a number above 0.")
+            real(self, "unit", positive=True)
+        choice(self, "shape", SHAPES)
+        real(self, "temperature", positive=True)
 
     @property
     def lowest(self) -> int:
@@ -178,7 +83,7 @@ class TernaryMembrane(_Membrane):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _choice(self, "boundaries", ("nearest", "eq7"))
+        choice(self, "boundaries", ("nearest", "eq7"))
 
     lowest = property(lambda self: -1)
     highest = property(lambda self: 1)
@@ -216,16 +121,16 @@ class UniformMembrane(_Membrane):
             received = f"bits={self.bits!r}, levels={self.levels!r}"
             raise ConfigError(f"UniformMembrane({received}): give bits or levels, exactly one.")
         if self.bits is not None:
-            _whole(self, "bits", 2, 8)
+            whole(self, "bits", 2, 8)
             return
         pair = self.levels
         rule = "must be two whole numbers (low, high) with low <= 0 < high and at most 256 levels."
-        whole = isinstance(pair, tuple | list) and len(pair) == 2
-        if not whole or not all(type(level) is int for level in pair):  # type: ignore[union-attr]
-            raise _fail(self, "levels", pair, rule)
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or not all(type(level) is int for level in pair):  # type: ignore[union-attr]
+            raise fail(self, "levels", pair, rule)
         low, high = pair  # type: ignore[misc]
         if not (low <= 0 < high and high - low < 256):
-            raise _fail(self, "levels", pair, rule)
+            raise fail(self, "levels", pair, rule)
         object.__setattr__(self, "levels", (low, high))
 
     @property
@@ -245,17 +150,17 @@ class UniformMembrane(_Membrane):
 
 
 @dataclass(frozen=True)
-class Triangle(_Record):
+class Triangle(Record):
     """Firing surrogate ``max(0, width - |u - V|) / width**2``."""
 
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        _real(self, "width", positive=True)
+        real(self, "width", positive=True)
 
 
 @dataclass(frozen=True)
-class LearnableThreshold(_Record):
+class LearnableThreshold(Record):
     """A threshold that learns, along its own gradient.
 
     ``gradient="gpw"`` passes only what fired, weighed by the gradient penalty window;
@@ -269,15 +174,15 @@ class LearnableThreshold(_Record):
     bounds: tuple[float, float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
-        _choice(self, "gradient", ("gpw", "shared", "doubled"))
-        _flag(self, "per_channel")
+        choice(self, "gradient", ("gpw", "shared", "doubled"))
+        flag(self, "per_channel")
         rule = "must be two numbers (low, high) with 0 < low <= 1 <= high."
         pair = self.bounds
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise _fail(self, "bounds", pair, rule)
-        real = all(isinstance(b, numbers.Real) and math.isfinite(b) for b in pair)
-        if not real or not 0 < pair[0] <= 1 <= pair[1]:
-            raise _fail(self, "bounds", pair, rule)
+            raise fail(self, "bounds", pair, rule)
+        is_real = all(isinstance(b, numbers.Real) and math.isfinite(b) for b in pair)
+        if not is_real or not 0 < pair[0] <= 1 <= pair[1]:
+            raise fail(self, "bounds", pair, rule)
         object.__setattr__(self, "bounds", (float(pair[0]), float(pair[1])))
 
 
@@ -285,7 +190,7 @@ class LearnableThreshold(_Record):
 
 
 @dataclass(frozen=True)
-class _Weights(_Record):
+class _Weights(Record):
     """What every weight quantiser shares."""
 
     @property
@@ -302,8 +207,8 @@ class PowerOfTwoWeights(_Weights):
     per_channel: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        _whole(self, "bits", 2, 4)
-        _flag(self, "per_channel")
+        whole(self, "bits", 2, 4)
+        flag(self, "per_channel")
 
 
 @dataclass(frozen=True)
@@ -314,8 +219,8 @@ class AdditivePowerOfTwoWeights(_Weights):
     per_channel: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        _whole(self, "bits", 5, 8)
-        _flag(self, "per_channel")
+        whole(self, "bits", 5, 8)
+        flag(self, "per_channel")
 
 
 @dataclass(frozen=True)
@@ -330,11 +235,11 @@ class UniformWeights(_Weights):
     scale: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        _whole(self, "bits", 2, 8)
-        _choice(self, "scale", ("auto", "sawb"))
+        whole(self, "bits", 2, 8)
+        choice(self, "scale", ("auto", "sawb"))
         if self.scale == "sawb" and self.bits != 4:
             rule = "its two constants are known for bits=4 only. Use bits=4 or scale='auto'."
-            raise _fail(self, "scale", self.scale, f"received with bits={self.bits}; {rule}")
+            raise fail(self, "scale", self.scale, f"received with bits={self.bits}; {rule}")
 
 
 @dataclass(frozen=True)
@@ -345,7 +250,7 @@ class TernaryWeights(_Weights):
 
 
 @dataclass(frozen=True)
-class UniformInput(_Record):
+class UniformInput(Record):
     """An analogue input put on an integer grid: ``bits`` levels from ``low`` to ``high``.
 
     Zero always lies on the grid, so that padding stays exact.
@@ -356,9 +261,9 @@ class UniformInput(_Record):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        _whole(self, "bits", 1, 16)
-        _real(self, "low")
-        _real(self, "high")
+        whole(self, "bits", 1, 16)
+        real(self, "low")
+        real(self, "high")
         if not self.low <= 0.0 <= self.high or self.low == self.high:
             received = f"UniformInput(low={self.low}, high={self.high})"
             raise ConfigError(
@@ -380,7 +285,7 @@ _FIELD_KINDS: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class SpQuantConfig(_Record):
+class SpQuantConfig(Record):
     """Everything that ``convert`` may change; a field left at None leaves that part alone.
 
     ``edge_weights`` serves the first and the last weight layer wherever ``weights`` is set; None
@@ -405,21 +310,21 @@ class SpQuantConfig(_Record):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
                 listed = ", ".join(_kind_names(kinds[0]))
-                raise _fail(self, name, value, f"must be None or one of {listed}.")
+                raise fail(self, name, value, f"must be None or one of {listed}.")
         self._check_overrides()
 
     def _check_overrides(self) -> None:
         if not isinstance(self.overrides, Mapping):
-            raise _fail(self, "overrides", self.overrides, "must map selectors to configurations.")
+            raise fail(self, "overrides", self.overrides, "must map selectors to configurations.")
         for selector, config in self.overrides.items():
             if not isinstance(selector, str) or not selector:
-                raise _fail(self, "overrides", selector, "must have non-empty strings as keys.")
+                raise fail(self, "overrides", selector, "must have non-empty strings as keys.")
             if config is not None and not isinstance(config, SpQuantConfig):
                 rule = "must be a SpQuantConfig, or None to leave the module alone."
-                raise _fail(self, f"overrides[{selector!r}]", config, rule)
+                raise fail(self, f"overrides[{selector!r}]", config, rule)
             if config is not None and config.overrides:
                 rule = "must not hold overrides of its own. Put every selector at the top level."
-                raise _fail(self, f"overrides[{selector!r}]", config, rule)
+                raise fail(self, f"overrides[{selector!r}]", config, rule)
         object.__setattr__(self, "overrides", dict(self.overrides))
 
     @property
@@ -436,4 +341,4 @@ class SpQuantConfig(_Record):
 def _kind_names(kind: type) -> list[str]:
     if not kind.__name__.startswith("_"):
         return [kind.__name__]
-    return sorted(name for name, known in _Record._known.items() if issubclass(known, kind))
+    return sorted(name for name, known in Record.known.items() if issubclass(known, kind))

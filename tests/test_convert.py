@@ -363,6 +363,9 @@ def test_a_float_checkpoint_loads_and_everything_is_fitted_anew(case):
             module.threshold.fill_(1.5)
     expected = spq.convert(trained, ADAPTIVE, sample).eval()
     net = spq.convert(model, ADAPTIVE, sample).eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("threshold"):
+            parameter.data *= 1.3  # what was learned since gives way to the checkpoint
     report = spq.load_float_state_dict(net, trained.state_dict())
     assert report
     assert set(report.loaded) == set(trained.state_dict())
@@ -421,6 +424,17 @@ def test_fold_gives_plain_layers_with_the_quantised_weights(case):
     for ours, theirs in zip(layers, twins, strict=True):
         assert torch.equal(ours.effective_weight(), theirs.weight)
         assert type(theirs) in type(ours).__mro__
+
+
+def test_fold_lets_the_hosts_own_tools_go_on():
+    sample = events(2, 2, 2, 8, 8)
+    net = spq.convert(spiking_jelly(), QUANT, sample)
+    spq.calibrate(net, [sample])
+    net.eval()
+    expected = net(sample)
+    fused = functional.fuse_conv_bn_eval_modules(spq.fold(net))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert torch.allclose(fused(sample), expected, atol=1e-5)
 
 
 def test_fold_refuses_a_layer_that_quantises_its_input():

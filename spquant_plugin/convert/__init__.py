@@ -5,7 +5,8 @@ from .calibrate import calibrate
 from .checkpoint import LoadReport, load_float_state_dict
 from .fold import fold
 from .hosts import reset
-from .plan import ConversionPlan, PlanRow, plan
+from .plan import ConversionPlan, PlanRow
+from .planner import plan
 from .status import Status, StatusRow, status
 
 __all__ = [

@@ -14,7 +14,8 @@ from ..errors import ConversionError, SelfFiringWarning
 from ..modules.host import device_of
 from .copying import copy_at_rest
 from .hosts import Hosts
-from .plan import ConversionPlan, LayerStep, NeuronStep, plan
+from .plan import ConversionPlan, LayerStep, NeuronStep
+from .planner import plan
 
 
 def convert(

@@ -83,7 +83,7 @@ def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         for key in report.loaded:
             # A threshold per channel starts from the one that the layer had.
             present[key].copy_(state_dict[key].expand_as(present[key]))
-    _refit(model)
+    _refit(model, set(report.loaded))
     return report
 
 
@@ -134,7 +134,11 @@ def _check_values(keys: tuple[str, ...], given: Mapping[str, Tensor]) -> None:
             )
 
 
-def _refit(model: nn.Module) -> None:
-    for module in model.modules():
+def _refit(model: nn.Module, loaded: set[str]) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedNeuron) and module.learnable_threshold is not None:
+            key = f"{path}.{module.threshold_name}" if path else module.threshold_name
+            if key not in loaded:  # SpikingJelly's threshold is no part of a float checkpoint
+                module.restore_threshold()
         if isinstance(module, QuantizedNeuron | QuantizedLayer):
             module.refit()

@@ -7,6 +7,7 @@ threshold is, how its potential decays and where it rests.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class QuantizedNeuron(nn.Module):
     learnable_threshold: LearnableThreshold | None
     membrane_unit: Tensor | None
     threshold_bounds: Tensor
+    initial_threshold: Any
 
     # What the host's class tells.
 
@@ -101,12 +103,19 @@ class QuantizedNeuron(nn.Module):
                     f"the neuron {channels} channels: they must agree. Use per_channel=False."
                 )
             value = value.flatten().expand(channels).clone()
+        self.initial_threshold = value.tolist()
         old = getattr(self, self.threshold_name)
         if not isinstance(old, nn.Parameter) or old.shape != value.shape:
             if isinstance(old, Tensor):
                 delattr(self, self.threshold_name)
             setattr(self, self.threshold_name, nn.Parameter(value))
         self.register_buffer("threshold_bounds", torch.zeros(2, *value.shape, device=value.device))
+
+    @torch.no_grad()
+    def restore_threshold(self) -> None:
+        """Go back to the threshold that the float model had."""
+        value = self._threshold()
+        value.copy_(value.new_tensor(self.initial_threshold))
 
     @torch.no_grad()
     def refit(self) -> None:

@@ -68,7 +68,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
 
     def largest_decay(self) -> float:
         decay, _ = self.dynamics(torch.zeros((), dtype=torch.float64))
-        return float(decay)
+        return float(torch.as_tensor(decay).detach())
 
     def _advance(
         self,

@@ -1,0 +1,296 @@
+"""Writing the plan: what a conversion will do, module by module, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from ..config import SpQuantConfig, _Weights
+from ..errors import ConfigError, ConversionError, SelectionError, SpQuantError
+from ..modules.host import Host
+from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_layer import QuantizedLayer
+from .hosts import Hosts
+from .layers import layer_kind
+from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
+from .selection import Selection
+from .trace import INPUT, Trace, trace
+
+
+def plan(
+    model: nn.Module,
+    config: SpQuantConfig,
+    sample: Any = None,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    on_unmatched: str = "error",
+) -> ConversionPlan:
+    """Dry run of :func:`~spquant_plugin.convert`: the table of what would happen, and why.
+
+    With a ``sample`` the model runs once on a copy, which adds shapes, the true first and last
+    layer, and the layers that read the raw input.
+
+    >>> import spquant_plugin as spq
+    >>> from torch import nn
+    >>> from spikingjelly.activation_based import layer, neuron
+    >>> net = nn.Sequential(layer.Linear(2, 3), neuron.LIFNode(), layer.Linear(3, 2))
+    >>> [(row.path, row.action, row.bits) for row in spq.plan(net, spq.presets.quant_snn())]
+    [('0', 'quantize', '8'), ('1', 'convert', '2 (1.58)'), ('2', 'quantize', '8')]
+    """
+    _check_arguments(model, config, on_unmatched)
+    selection = Selection(model, config, include, exclude, on_unmatched)
+    return _Planner(model, config, sample, selection, on_unmatched).build()
+
+
+def _check_arguments(model: object, config: object, on_unmatched: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConversionError(
+            f"model = {type(model).__name__}: must be a torch.nn.Module. "
+            "Pass the network itself, not its class or its state dict."
+        )
+    if not isinstance(config, SpQuantConfig):
+        raise ConfigError(
+            f"config = {config!r}: must be a SpQuantConfig. "
+            "Use spq.SpQuantConfig(...) or one of spq.presets."
+        )
+    if on_unmatched not in ("error", "warn", "ignore"):
+        raise ConfigError(f"on_unmatched = {on_unmatched!r}: must be 'error', 'warn' or 'ignore'.")
+
+
+class _Planner:
+    """Walks the modules once and writes a row, and where it applies a step, for each."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SpQuantConfig,
+        sample: Any,
+        selection: Selection,
+        on_unmatched: str,
+    ) -> None:
+        self.model, self.config, self.selection = model, config, selection
+        self.on_unmatched = on_unmatched
+        self.hosts = Hosts()
+        self.plan = ConversionPlan()
+        selection.check_shared(self._is_convertible)
+        self.trace: Trace | None = None
+        if sample is not None:
+            self.trace = trace(model, sample, self._is_watched)
+        self.edges, self.readers = self._edges_and_readers()
+
+    def _is_convertible(self, module: nn.Module) -> bool:
+        known = self.hosts.neuron_kind(module) or layer_kind(module, self.hosts)
+        return isinstance(module, QuantizedNeuron | QuantizedLayer) or known is not None
+
+    def _is_watched(self, module: nn.Module) -> bool:
+        return self._is_convertible(module) or not list(module.children())
+
+    def _edges_and_readers(self) -> tuple[set[str], set[str]]:
+        """First and last weight layer, and the layers that the raw input reaches."""
+        recurrent = tuple(
+            f"{path}." for path, module in self.selection.modules if hasattr(module, "recurrent")
+        )
+        layers = [
+            path
+            for path, module in self.selection.modules
+            if layer_kind(module, self.hosts)
+            and self.selection.alias_of(path) is None
+            and not (recurrent and path.startswith(recurrent))
+        ]
+        if self.trace is not None:
+            called = self.trace.order
+            layers = [path for path in called if path in set(layers)]
+            readers = {path for path in layers if self.trace.reads_input(path)}
+        else:
+            readers = set(layers[:1])
+        return {*layers[:1], *layers[-1:]}, readers
+
+    def build(self) -> ConversionPlan:
+        self._add_input_row()
+        skipped: dict[str, str] = {}
+        for path, module in self.selection.modules:
+            inside = next((p for p in skipped if path.startswith(p + ".")), None)
+            if inside is not None:
+                self._add_inner(path, module, inside, skipped[inside])
+                continue
+            part = self._add(path, module)
+            if part:
+                skipped[path] = part
+        self._check_asked()
+        return self.plan
+
+    # Rows.
+
+    def _row(self, path: str, module: nn.Module, action: str, reason: str, bits: str = "") -> None:
+        shape = self.trace.output_shapes.get(path) if self.trace else None
+        row = PlanRow(path, type(module).__name__, action, reason, shape, bits)
+        self.plan.rows.append(row)
+
+    def _inside_neuron(self, path: str) -> bool:
+        """A neuron's surrogate is part of its row."""
+        if not path:
+            return False
+        parent = self.model.get_submodule(path.rpartition(".")[0])
+        return isinstance(parent, QuantizedNeuron) or self.hosts.neuron_kind(parent) is not None
+
+    def _add_input_row(self) -> None:
+        rule = self.config.input
+        if rule is not None:
+            where = ", ".join(sorted(self.readers)) or "no weight layer"
+            reason = f"quantised where it is read: {where}"
+            self.plan.rows.append(PlanRow(INPUT, "", "quantize", reason, None, str(rule.bits)))
+        elif self.trace is not None:
+            reason = "used as it is"
+            if not self.trace.integer_sample:
+                reason += (
+                    ": the sample is not integer, so an integer network cannot take it. "
+                    "Set input=UniformInput(...) for that"
+                )
+            self.plan.rows.append(PlanRow(INPUT, "", "keep", reason))
+
+    def _add_inner(self, path: str, module: nn.Module, owner: str, part: str) -> None:
+        """Modules inside one that is rebuilt, refused or already converted as a whole."""
+        if module._parameters or module._buffers:
+            self._row(path, module, "keep", f"part of {owner or 'the model'}, which is {part}")
+
+    def _add(self, path: str, module: nn.Module) -> str | None:
+        """Add the row of one module. Returns how its inner modules are settled, if they are."""
+        first = self.selection.alias_of(path)
+        if first is not None and not module._parameters and self._inside_neuron(path):
+            return None  # one surrogate object may serve all neurons
+        if first is not None:
+            self._row(path, module, "shared", f"same module as {first or '(model)'}")
+            return "shared"
+        if isinstance(module, QuantizedNeuron | QuantizedLayer):
+            self._add_converted(path, module)
+            return "converted" if isinstance(module, QuantizedLayer) else None
+        found = self.hosts.neuron_kind(module)
+        if found is not None:
+            return self._add_neuron(path, module, *found)
+        kind = layer_kind(module, self.hosts)
+        if kind is not None:
+            return self._add_layer(path, module, kind.target, kind.refusal)
+        self._add_other(path, module)
+        return None
+
+    def _add_converted(self, path: str, module: nn.Module) -> None:
+        config, reason = self.selection.config_for(path)
+        neuron = isinstance(module, QuantizedNeuron)
+        asked = config and (config.changes_neurons if neuron else config.changes_layers)
+        if asked:
+            self._row(path, module, "refuse", "already converted: convert the float model instead")
+        else:
+            self._row(path, module, "keep", reason or "already converted")
+
+    def _add_neuron(self, path: str, module: nn.Module, host: Host, kind: Any) -> str | None:
+        config, reason = self.selection.config_for(path)
+        if kind.action == "keep":
+            self._row(path, module, "keep", kind.reason)
+            return None
+        if config is None or not config.changes_neurons:
+            self._row(path, module, "keep", reason or "no membrane, surrogate or threshold asked")
+            return None
+        if kind.action == "refuse":
+            self._row(path, module, "refuse", kind.reason)
+            return "refused"
+        shape = self.trace.input_shapes.get(path) if self.trace else None
+        step = NeuronStep(path, host, config, host.channels(module, shape) if shape else None)
+        try:
+            twin = host.build_neuron(module, config, step.channels)
+        except SpQuantError as error:
+            self._row(path, module, "refuse", str(error))
+            return None
+        host.leave([twin])
+        self.plan.steps.append(step)
+        self._row(path, module, "convert", *self._describe_neuron(path, kind.reason, twin, config))
+        return None
+
+    def _describe_neuron(
+        self, path: str, reason: str, twin: Any, config: SpQuantConfig
+    ) -> tuple[str, str]:
+        parts, bits = [reason], "32"
+        if config.membrane is not None:
+            parts.append(f"unit {float(twin.membrane_unit):.4g}")
+            bits = f"{config.membrane.stored_bits} ({config.membrane.information_bits:.3g})"
+        if "syn" in getattr(twin, "states", ()):
+            parts.append("syn stays float32")
+        if self.trace is not None and path not in self.trace.input_shapes:
+            parts.append("not called by the sample")
+        warning = twin.self_firing()
+        if warning is not None:
+            self.plan.self_firing[path] = warning
+            parts.append(str(warning))
+        return "; ".join(parts), bits
+
+    def _add_layer(
+        self, path: str, module: nn.Module, target: type[QuantizedLayer] | None, refusal: str | None
+    ) -> str | None:
+        config, reason = self.selection.config_for(path)
+        weights, given = self._weights_for(path, config)
+        input = config.input if config is not None and path in self.readers else None
+        if weights is None and input is None:
+            self._row(path, module, "keep", reason or given)
+            return "kept" if target is None else None
+        if target is None or refusal is not None:
+            self._row(path, module, "refuse", refusal or "no quantised version")
+            return "refused"
+        self.plan.steps.append(LayerStep(path, target, weights, input))
+        bits = "32" if weights is None else str(weights.stored_bits)
+        if input is not None:
+            given += f"; input {input.bits} bit"
+        if self.trace is not None and path not in self.trace.order:
+            given += "; not called by the sample"
+        self._row(path, module, "quantize", given, bits)
+        return None
+
+    def _weights_for(self, path: str, config: SpQuantConfig | None) -> tuple[_Weights | None, str]:
+        if config is None or config.weights is None:
+            return None, "no weights asked"
+        if path not in self.edges or self.selection.names_exactly(path):
+            return config.weights, type(config.weights).__name__
+        if config.edge_weights is None:
+            return None, "first or last weight layer, and edge_weights=None keeps it in float"
+        return config.edge_weights, f"first or last layer: {type(config.edge_weights).__name__}"
+
+    def _add_other(self, path: str, module: nn.Module) -> None:
+        own = [*module._parameters, *module._buffers]
+        if not own and (list(module.children()) or not path or self._inside_neuron(path)):
+            return
+        config, reason = self.selection.config_for(path)
+        if config is None and reason:
+            self._row(path, module, "keep", reason)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) or "Norm" in type(module).__name__:
+            self._row(path, module, "keep", "normalisation stays in float")
+        elif own:
+            self._row(path, module, "keep", f"own parameters stay in float: {', '.join(own)}")
+        else:
+            self._row(path, module, "keep", "no weights and no state")
+
+    # The whole.
+
+    def _check_asked(self) -> None:
+        """Something was asked for: then something must have matched."""
+        if self.on_unmatched == "ignore" or self.plan.refused:
+            return
+        asked = {
+            "neurons": any(c.changes_neurons for c in self.selection.configs),
+            "weight layers": any(c.changes_layers for c in self.selection.configs),
+        }
+        found = {
+            "neurons": any(isinstance(step, NeuronStep) for step in self.plan.steps),
+            "weight layers": any(isinstance(step, LayerStep) for step in self.plan.steps),
+        }
+        missing = [part for part in asked if asked[part] and not found[part]]
+        if self.selection.is_limited and self.plan.steps:
+            return
+        if missing:
+            self.selection.complain(
+                f"{type(self.model).__name__}: the configuration asks for {' and '.join(missing)}, "
+                f"and none was matched among {len(self.selection.modules)} modules. A conversion "
+                "must change something. Use a model of SpikingJelly or snnTorch, widen include, or "
+                "leave the field at None.",
+                SelectionError,
+            )
