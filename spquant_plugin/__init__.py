@@ -4,6 +4,9 @@
 learnable thresholds. Importing this package loads torch and neither host.
 """
 
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
+
 from . import errors, functional, presets
 from .config import (
     AdditivePowerOfTwoWeights,
@@ -65,3 +68,10 @@ __all__ = [
     "reset",
     "status",
 ]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """Load a host on its first use: ``spq.spikingjelly``, ``spq.snntorch``."""
+    if name in ("spikingjelly", "snntorch"):
+        return _import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,15 +78,12 @@ class _Planner:
         selection.check_shared(self._is_convertible)
         self.trace: Trace | None = None
         if sample is not None:
-            self.trace = trace(model, sample, self._is_watched)
+            self.trace = trace(model, sample, self._is_convertible)
         self.edges, self.readers = self._edges_and_readers()
 
     def _is_convertible(self, module: nn.Module) -> bool:
         known = self.hosts.neuron_kind(module) or layer_kind(module, self.hosts)
         return isinstance(module, QuantizedNeuron | QuantizedLayer) or known is not None
-
-    def _is_watched(self, module: nn.Module) -> bool:
-        return self._is_convertible(module) or not list(module.children())
 
     def _edges_and_readers(self) -> tuple[set[str], set[str]]:
         """First and last weight layer, and the layers that the raw input reaches."""

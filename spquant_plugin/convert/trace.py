@@ -65,9 +65,10 @@ class _Origins(TorchDispatchMode):
         return result
 
 
-def trace(model: nn.Module, sample: Any, watched: Callable[[nn.Module], bool]) -> Trace:
-    """Run ``model(sample)`` on a copy at rest. ``watched`` picks the modules that are recorded.
+def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) -> Trace:
+    """Run ``model(sample)`` on a copy at rest and record what each leaf module sees.
 
+    ``renews`` picks the weight layers and neurons, whose results start with new origins.
     ``sample`` is what the model takes: a tensor, a tuple of positional arguments, or a dict of
     keyword arguments.
     """
@@ -78,7 +79,7 @@ def trace(model: nn.Module, sample: Any, watched: Callable[[nn.Module], bool]) -
     )
     copy = copy_at_rest(model).eval()
     _drop_hooks(copy)
-    _watch(copy, watched, record, origins)
+    _watch(copy, renews, record, origins)
     try:
         with torch.no_grad(), _kept_generator(), origins:
             origins.mark(sample, frozenset({INPUT}))
@@ -120,12 +121,12 @@ def _drop_hooks(model: nn.Module) -> None:
 
 
 def _watch(
-    model: nn.Module, watched: Callable[[nn.Module], bool], record: Trace, origins: _Origins
+    model: nn.Module, renews: Callable[[nn.Module], bool], record: Trace, origins: _Origins
 ) -> None:
     for path, module in model.named_modules():
-        if watched(module):
+        if renews(module) or not list(module.children()):
             module.register_forward_pre_hook(_before(path, record, origins), with_kwargs=True)
-            module.register_forward_hook(_after(path, record, origins))
+            module.register_forward_hook(_after(path, renews(module), record, origins))
 
 
 def _before(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
@@ -139,10 +140,11 @@ def _before(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
     return hook
 
 
-def _after(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
+def _after(path: str, renews: bool, record: Trace, origins: _Origins) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         record.output_shapes.setdefault(path, _first_shape(output))
-        origins.mark(output, frozenset({path}))
+        if renews:
+            origins.mark(output, frozenset({path}))
 
     return hook
 

@@ -113,12 +113,19 @@ def dyadic_quantize(rows: Tensor, alpha: Tensor, levels: tuple[float, ...]) -> T
     return nearest_magnitude(rows.abs() / alpha, levels) * alpha * rows.sign()
 
 
+def _magnitude(rows: Tensor) -> Tensor:
+    """Absolute values in at least single precision, without gradient."""
+    magnitude = rows.detach().abs()
+    return magnitude if magnitude.dtype == torch.float64 else magnitude.float()
+
+
 def dyadic_error(
-    rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
+    magnitude: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
 ) -> Tensor:
-    """Squared error per channel (or in all) of quantising with ``alpha``."""
-    error = rows.abs() - nearest_magnitude(rows.abs() / alpha, levels) * alpha
-    return _channel_sum(error.square(), channels)
+    """Squared error, per channel or in all, of quantising these magnitudes with ``alpha``."""
+    wide = per_channel(alpha, magnitude)
+    error = nearest_magnitude(magnitude / wide, levels).mul_(wide).sub_(magnitude)
+    return _channel_sum(error.square_(), channels)
 
 
 def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True) -> Tensor:
@@ -132,22 +139,21 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True)
     >>> search_alpha(torch.tensor([[0.1, -0.12, 0.02]]), power_of_two_levels(2))
     tensor([0.1250])
     """
-    rows = rows.detach()
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    top = _largest(rows, channels)
+    magnitude = _magnitude(rows)
+    top = _largest(magnitude, channels)
     empty = top == 0
     exponent = torch.log2(top.masked_fill(empty, 1)).ceil() + 1
     best_alpha = torch.exp2(exponent)
     best_error = torch.full_like(top, math.inf, dtype=torch.float64)
     while True:
         alpha = torch.exp2(exponent)
-        error = dyadic_error(rows, per_channel(alpha, rows), levels, channels)
+        error = dyadic_error(magnitude, alpha, levels, channels)
         better = error <= best_error
         best_error = torch.where(better, error, best_error)
         best_alpha = torch.where(better, alpha, best_alpha)
         exponent = exponent - 1
-        reach = per_channel(torch.exp2(exponent) * levels[-1], rows)
-        clipped = _channel_sum((rows.abs() - reach).clamp(min=0).square(), channels)
+        reach = per_channel(torch.exp2(exponent) * levels[-1], magnitude)
+        clipped = _channel_sum((magnitude - reach).clamp_(min=0).square_(), channels)
         if bool(((clipped > best_error) | empty).all()):
             return best_alpha.masked_fill(empty, 1)
 
@@ -156,13 +162,12 @@ def refine_alpha(
     rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
 ) -> Tensor:
     """The best of ``alpha``, ``alpha / 2`` and ``2 * alpha``: how alpha follows training."""
-    rows = rows.detach()
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    best = alpha.to(rows.dtype)
-    best_error = dyadic_error(rows, per_channel(best, rows), levels, channels)
+    magnitude = _magnitude(rows)
+    best = alpha.to(magnitude.dtype)
+    best_error = dyadic_error(magnitude, best, levels, channels)
     for factor in (0.5, 2.0):
-        candidate = alpha.to(rows.dtype) * factor
-        error = dyadic_error(rows, per_channel(candidate, rows), levels, channels)
+        candidate = alpha.to(magnitude.dtype) * factor
+        error = dyadic_error(magnitude, candidate, levels, channels)
         better = error <= best_error if factor < 1 else error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, candidate, best)
@@ -237,8 +242,7 @@ def ternary_quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     >>> ternary_quantize(torch.tensor([[1.0, -0.5, 0.01]]))
     (tensor([[ 1., -1.,  0.]]), tensor([[0.7500]]))
     """
-    magnitude = rows.detach().abs()
-    magnitude = magnitude if rows.dtype == torch.float64 else magnitude.float()
+    magnitude = _magnitude(rows)
     kept = (magnitude > per_channel(0.05 * _largest(magnitude), rows)).to(magnitude.dtype)
     count = kept.flatten(1).sum(1)
     mean = (magnitude * kept).flatten(1).sum(1) / count.clamp(min=1)
