@@ -119,7 +119,8 @@ def main() -> None:
     print(f"{'full precision':28}{'32 bit':>10}{'32 bit':>12}{accuracy(float_net, test):>10.1%}")
     for name, quantized in results:
         print(f"{name:28}{'1.58 bit':>10}{'2 / 8 bit':>12}{accuracy(quantized, test):>10.1%}")
-    print(f"\nWeights: 2 bit inside, 8 bit at the edges. {time.perf_counter() - begin:.0f} s in all.")
+    print("\nWeights: 2 bit inside, 8 bit in the first and the last layer.")
+    print(f"{time.perf_counter() - begin:.0f} s in all.")
 
 
 if __name__ == "__main__":

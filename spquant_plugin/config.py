@@ -6,12 +6,11 @@ A record refuses a bad value when it is made, so that no later step needs to che
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .errors import ConfigError
-from .records import Record, choice, fail, flag, real, whole
+from .records import Record, choice, fail, flag, is_finite_number, real, whole
 
 SHAPES = ("sigmoid", "arctan", "triangle", "piecewise")
 
@@ -180,8 +179,7 @@ class LearnableThreshold(Record):
         pair = self.bounds
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise fail(self, "bounds", pair, rule)
-        is_real = all(isinstance(b, numbers.Real) and math.isfinite(b) for b in pair)
-        if not is_real or not 0 < pair[0] <= 1 <= pair[1]:
+        if not all(map(is_finite_number, pair)) or not 0 < pair[0] <= 1 <= pair[1]:
             raise fail(self, "bounds", pair, rule)
         object.__setattr__(self, "bounds", (float(pair[0]), float(pair[1])))
 

@@ -33,6 +33,10 @@ class CheckpointError(SpQuantError, ValueError):
     """A checkpoint holds values that cannot be loaded."""
 
 
+class PackingError(SpQuantError, ValueError):
+    """Numbers do not fit the bytes they should go into or came from."""
+
+
 class MissingHostError(SpQuantError, ImportError):
     """A framework is needed that is not installed."""
 

@@ -26,9 +26,17 @@ def spiking_jelly(step_mode: str = "m") -> nn.Sequential:
     return net
 
 
-def snn_torch() -> nn.Sequential:
+def lively(net: nn.Module) -> nn.Module:
+    """Weights that are mostly positive, so that spikes reach the output."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.uniform_(module.weight, -0.4, 1.0)
+    return net
+
+
+def snn_torch() -> nn.Module:
     """The hidden-state idiom: one step per call."""
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Linear(5, 7),
         snn.Leaky(beta=0.5, init_hidden=True),
         nn.Linear(7, 7),
@@ -36,6 +44,7 @@ def snn_torch() -> nn.Sequential:
         nn.Linear(7, 2),
         snn.Leaky(beta=0.8, init_hidden=True, output=True),
     )
+    return lively(net)
 
 
 class Loop(nn.Module):
@@ -45,6 +54,7 @@ class Loop(nn.Module):
         super().__init__()
         self.fc1, self.lif1 = nn.Linear(5, 6), snn.Leaky(beta=0.9)
         self.fc2, self.lif2 = nn.Linear(6, 2), snn.Leaky(beta=0.9)
+        lively(self)
 
     def forward(self, x: Tensor) -> Tensor:
         mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()

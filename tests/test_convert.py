@@ -132,7 +132,7 @@ def test_every_module_has_a_row(case):
         plan = spq.plan(model, QUANT, given)
         paths = [row.path for row in plan]
         assert len(paths) == len(set(paths))
-        for path, module in model.named_modules():
+        for path, _ in model.named_modules():
             inside = any(path.startswith(row.path + ".") for row in plan if row.action == "convert")
             if path and not inside:
                 assert path in paths

@@ -82,10 +82,7 @@ def test_immediate_reset_through_spikingjelly(case, dtype, step_mode, float64):
     x, grad = tensors(case, dtype)
     node = host_node(case)
     node.step_mode, node.store_v_seq = step_mode, True
-    if step_mode == "m":
-        spikes = node(x)
-    else:
-        spikes = torch.stack([node(step) for step in x])
+    spikes = node(x) if step_mode == "m" else torch.stack([node(step) for step in x])
     (spikes * grad).sum().backward()
     check(case, x, node.v_threshold, spikes.detach(), node.v_seq.detach())
 

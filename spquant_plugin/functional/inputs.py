@@ -38,8 +38,9 @@ def quantize_input(x: Tensor, bits: int, low: float, high: float) -> Tensor:
     """
     scale = input_scale(bits, low, high)
     lowest, highest = input_range(bits, low, high)
+    wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
     # Multiplied, not divided: the steps per unit are whole for images in 0 to 1, their size is not.
-    steps = x.detach() * ((2**bits - 1) / (high - low))
-    level = steps.round().clamp(lowest, highest)
+    steps = wide * ((2**bits - 1) / (high - low))
+    level = steps.round().clamp(lowest, highest).to(x.dtype)
     inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
     return straight_through(x, level, torch.tensor(scale, dtype=x.dtype, device=x.device), inside)

@@ -8,16 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import PackingError
+
 TRITS_PER_BYTE = 5
 
 
 def _codes(levels: Tensor, lowest: int, highest: int) -> Tensor:
     flat = levels.reshape(-1)
     if flat.is_floating_point() and not torch.equal(flat, flat.round()):
-        raise ValueError("levels hold fractions: packing takes whole numbers. Round them first.")
+        raise PackingError("levels hold fractions: packing takes whole numbers. Round them first.")
     if flat.numel() and not lowest <= flat.min() <= flat.max() <= highest:
         span = f"{flat.min().item():g} to {flat.max().item():g}"
-        raise ValueError(
+        raise PackingError(
             f"levels run from {span}: packing here takes {lowest} to {highest}. "
             "Use more bits or another lowest level."
         )
@@ -36,7 +38,7 @@ def pack_bits(levels: Tensor, bits: int, lowest: int = 0) -> Tensor:
     tensor([164,   0], dtype=torch.uint8)
     """
     if bits not in (1, 2, 4, 8):
-        raise ValueError(f"bits = {bits!r}: must be 1, 2, 4 or 8, so that they fill a byte.")
+        raise PackingError(f"bits = {bits!r}: must be 1, 2, 4 or 8, so that they fill a byte.")
     rows = _padded(_codes(levels, lowest, lowest + 2**bits - 1), 8 // bits).to(torch.int64)
     weights = 2 ** (bits * torch.arange(8 // bits, device=rows.device))
     return (rows * weights).sum(1).to(torch.uint8)
@@ -49,7 +51,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int, lowest: int = 0) -> Tenso
     tensor([-1,  0,  1,  1, -1], dtype=torch.int8)
     """
     if bits not in (1, 2, 4, 8):
-        raise ValueError(f"bits = {bits!r}: must be 1, 2, 4 or 8, so that they fill a byte.")
+        raise PackingError(f"bits = {bits!r}: must be 1, 2, 4 or 8, so that they fill a byte.")
     shifts = bits * torch.arange(8 // bits, device=packed.device)
     rows = (packed.to(torch.int64)[:, None] >> shifts) & (2**bits - 1)
     fits = lowest >= -128 and lowest + 2**bits <= 128
@@ -74,7 +76,7 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
     tensor([-1,  0,  1,  1, -1,  1], dtype=torch.int8)
     """
     if packed.numel() and int(packed.max()) >= 3**TRITS_PER_BYTE:
-        raise ValueError(
+        raise PackingError(
             f"a byte holds {int(packed.max())}: five ternary digits reach 242 at most. "
             "The data is not packed by pack_trits, or it is damaged."
         )
@@ -85,7 +87,7 @@ def unpack_trits(packed: Tensor, count: int) -> Tensor:
 def _first(rows: Tensor, count: int, lowest: int) -> Tensor:
     least = max(0, rows.numel() - rows.shape[1] + 1)
     if not least <= count <= rows.numel():
-        raise ValueError(
+        raise PackingError(
             f"count = {count}: {rows.shape[0]} bytes hold {least} to {rows.numel()} numbers. "
             "Pass the count that was packed."
         )

@@ -142,36 +142,45 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True)
     magnitude = _magnitude(rows)
     top = _largest(magnitude, channels)
     empty = top == 0
-    exponent = torch.log2(top.masked_fill(empty, 1)).ceil() + 1
-    best_alpha = torch.exp2(exponent)
+    # In units of the largest weight's own power of two, which is exact, no square can underflow.
+    unit = torch.exp2(torch.log2(top.masked_fill(empty, 1)).ceil())
+    magnitude = magnitude / per_channel(unit, magnitude)
+    # Sums of powers of two are unevenly spaced: a few weights may fit far below the top level best.
+    start = 1 if levels[-1] == 1 else 4
+    alpha = best_alpha = torch.full_like(top, 2.0**start)
     best_error = torch.full_like(top, math.inf, dtype=torch.float64)
     while True:
-        alpha = torch.exp2(exponent)
         error = dyadic_error(magnitude, alpha, levels, channels)
         better = error <= best_error
         best_error = torch.where(better, error, best_error)
         best_alpha = torch.where(better, alpha, best_alpha)
-        exponent = exponent - 1
-        reach = per_channel(torch.exp2(exponent) * levels[-1], magnitude)
+        alpha = alpha / 2
+        reach = per_channel(alpha * levels[-1], magnitude)
         clipped = _channel_sum((magnitude - reach).clamp_(min=0).square_(), channels)
         if bool(((clipped > best_error) | empty).all()):
-            return best_alpha.masked_fill(empty, 1)
+            return (best_alpha * unit).masked_fill(empty, 1)
 
 
 def refine_alpha(
     rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
 ) -> Tensor:
-    """The best of ``alpha``, ``alpha / 2`` and ``2 * alpha``: how alpha follows training."""
+    """The best of ``alpha``, ``alpha / 2`` and ``2 * alpha``: how alpha follows training.
+
+    A channel of zeros keeps its alpha.
+    """
     magnitude = _magnitude(rows)
-    best = alpha.to(magnitude.dtype)
+    empty = _largest(magnitude, channels) == 0
+    # In units of alpha, which is exact, no square can underflow.
+    magnitude = magnitude / per_channel(alpha.to(magnitude.dtype), magnitude)
+    best = torch.ones_like(alpha, dtype=magnitude.dtype)
     best_error = dyadic_error(magnitude, best, levels, channels)
     for factor in (0.5, 2.0):
-        candidate = alpha.to(magnitude.dtype) * factor
+        candidate = torch.full_like(best, factor)
         error = dyadic_error(magnitude, candidate, levels, channels)
         better = error <= best_error if factor < 1 else error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, candidate, best)
-    return best.to(alpha.dtype)
+    return alpha * best.masked_fill(empty, 1).to(alpha.dtype)
 
 
 # --- uniform and ternary ------------------------------------------------------------------------

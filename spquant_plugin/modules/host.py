@@ -12,6 +12,13 @@ from ..config import SpQuantConfig
 from .layers import TORCH_LAYERS
 from .quantized_layer import QuantizedLayer
 
+# Hooks that act when a module is called, and those that act when it is saved or loaded.
+STATE_HOOK_TABLES = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -85,7 +92,7 @@ def carry_over(new: nn.Module, old: nn.Module, but: Iterable[str] = ()) -> None:
     for name, child in old._modules.items():
         if name not in skip and name in new._modules:
             new._modules[name] = child
-    for table in HOOK_TABLES:
+    for table in (*HOOK_TABLES, *STATE_HOOK_TABLES):
         if table in old.__dict__:
             held = old.__dict__[table]
             new.__dict__[table] = held.copy() if hasattr(held, "copy") else held

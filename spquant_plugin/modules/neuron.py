@@ -6,6 +6,7 @@ threshold is, how its potential decays and where it rests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +78,23 @@ class QuantizedNeuron(nn.Module):
         """Add the unit and, where it learns, the threshold's parameter and bounds."""
         self.membrane = membrane
         self.learnable_threshold = learnable_threshold
-        unit = None if membrane is None else torch.zeros((), device=device_of(self))
-        self.register_buffer("membrane_unit", unit)
+        unit = None if membrane is None else torch.zeros((), dtype=self._constant_dtype())
+        self.register_buffer("membrane_unit", unit if unit is None else unit.to(device_of(self)))
         if learnable_threshold is not None:
             self._learn_threshold(learnable_threshold, channels)
         self.refit()
 
+    def _constant_dtype(self) -> torch.dtype:
+        """Precision of unit and bounds: the module's own, and at least the default one."""
+        default = torch.get_default_dtype()
+        for own in (*self._parameters.values(), *self._buffers.values()):
+            if own is not None and own.is_floating_point():
+                return torch.promote_types(own.dtype, default)
+        return default
+
     def _learn_threshold(self, rule: LearnableThreshold, channels: int | None) -> None:
         value = self._threshold().detach().clone()
-        value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+        value = value.to(torch.promote_types(value.dtype, torch.float16))
         if not bool((value > 0).all()):
             raise ConversionError(
                 f"{type(self).__name__}: threshold {float(value.min()):g} cannot learn, because "
@@ -109,7 +118,8 @@ class QuantizedNeuron(nn.Module):
             if isinstance(old, Tensor):
                 delattr(self, self.threshold_name)
             setattr(self, self.threshold_name, nn.Parameter(value))
-        self.register_buffer("threshold_bounds", torch.zeros(2, *value.shape, device=value.device))
+        bounds = torch.zeros(2, *value.shape, dtype=self._constant_dtype(), device=value.device)
+        self.register_buffer("threshold_bounds", bounds)
 
     @torch.no_grad()
     def restore_threshold(self) -> None:
@@ -127,8 +137,8 @@ class QuantizedNeuron(nn.Module):
             low, high = self.learnable_threshold.bounds
             value = self._threshold().detach()
             lower = (value * low).maximum(value.new_tensor(self._silent_threshold(value)))
-            bounds = torch.stack([torch.where(lower < value, lower, value * low), value * high])
-            self.threshold_bounds.copy_(bounds)
+            lower = torch.where(lower < value, lower, value * low)
+            self.threshold_bounds.copy_(torch.stack([lower, value * high]))
 
     def _fresh_unit(self, membrane: _Membrane, threshold: float) -> float:
         if isinstance(membrane.unit, float):
@@ -147,7 +157,12 @@ class QuantizedNeuron(nn.Module):
         if self.membrane is None:
             return self.rest + margin
         level, unit = self.silent_level(), float(self.membrane_unit)  # type: ignore[arg-type]
-        return self.rest + self.largest_decay() * level * unit + margin
+        silent = self.rest + self.largest_decay() * level * unit + margin
+        return max(silent, self.lowest_threshold())
+
+    def lowest_threshold(self) -> float:
+        """Threshold below which the host's way of resetting would no longer work."""
+        return -math.inf
 
     def threshold_value(self, like: Tensor) -> Tensor | float:
         """The threshold that forward uses: bounded, and shaped to meet ``[N, C, ...]``."""

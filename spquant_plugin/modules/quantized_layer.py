@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UniformInput, _Weights
+from ..functional.weights import per_channel
 from .input_quantizer import InputQuantizer
 from .weight_quantizer import WeightQuantizer, build_weight_quantizer
 
@@ -89,6 +91,15 @@ class QuantizedLayer(nn.Module):
         rows = levels if scale is None else (levels * scale).to(self.weight.dtype)
         return self.unrows(rows)
 
+    def _scaled(
+        self, x: Tensor, step: float | None, levels: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Input and levels with their scales inside, which is not exact."""
+        if scale is not None:
+            rows = self.rows(levels)
+            levels = self.unrows((rows * per_channel(scale, rows)).to(levels.dtype))
+        return (x if step is None else x * step), levels
+
     def run(self, operation: Operation, x: Tensor, channel_dim: int) -> Tensor:
         """Apply ``operation(x, levels)``, then the scales, then the bias.
 
@@ -98,6 +109,10 @@ class QuantizedLayer(nn.Module):
         step = None
         if self.input_quantizer is not None:
             x, step = self.input_quantizer(x)
+        if _is_float16(x):
+            # Sums of whole numbers leave float16's range; there the scales go in first.
+            x, levels = self._scaled(x, step, levels, scale)
+            scale = step = None
         y = operation(x, levels)
         dtype = y.dtype
         trailing = (1,) * (-channel_dim - 1)
@@ -108,6 +123,12 @@ class QuantizedLayer(nn.Module):
         if self.bias is not None:
             y = y + self.bias.view(-1, *trailing)
         return y.to(dtype)
+
+
+def _is_float16(x: Tensor) -> bool:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type) == torch.float16
+    return x.dtype == torch.float16
 
 
 def _shallow(value: Any) -> Any:

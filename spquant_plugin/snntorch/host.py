@@ -14,6 +14,7 @@ from snntorch._neurons.rsynaptic import RecurrentOneToOne as SynapticOneToOne
 from torch import nn
 
 from ..config import SpQuantConfig
+from ..errors import ConversionError
 from ..modules.host import Host, NeuronKind, carry_over
 from ..modules.quantized_layer import QuantizedLayer
 from . import surrogate
@@ -63,15 +64,13 @@ class SnnTorchHost(Host):
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None
     ) -> nn.Module:
-        with warnings.catch_warnings():
-            # The user was told that inhibition is unstable when the neuron was made.
-            warnings.filterwarnings("ignore", "Inhibition is an unstable feature")
-            new: Any = TWINS[type(neuron)](**_options(neuron, config), membrane=None)
-        carry_over(new, neuron, but=STATES)
-        new.state_function = None  # the host's dispatch, which our forward does not use
-        new.install(config.membrane, config.threshold, channels)
-        new.check_delayed_reset()
-        return new
+        _check_dynamics(neuron)
+        known = len(SpikingNeuron.instances)
+        try:
+            return _build(neuron, config, channels)
+        except Exception:
+            del SpikingNeuron.instances[known:]  # the half-built neuron entered the list
+            raise
 
     def states(self, module: nn.Module) -> Iterable[tuple[Any, Any]]:
         if not isinstance(module, SpikingNeuron):
@@ -103,6 +102,30 @@ class SnnTorchHost(Host):
         SpikingNeuron.instances[:] = [
             instance for instance in SpikingNeuron.instances if id(instance) not in gone
         ]
+
+
+def _build(neuron: nn.Module, config: SpQuantConfig, channels: int | None) -> nn.Module:
+    with warnings.catch_warnings():
+        # The user was told that inhibition is unstable when the neuron was made.
+        warnings.filterwarnings("ignore", "Inhibition is an unstable feature")
+        new: Any = TWINS[type(neuron)](**_options(neuron, config), membrane=None)
+    carry_over(new, neuron, but=STATES)
+    new.state_function = None  # the host's dispatch, which our forward does not use
+    new.install(config.membrane, config.threshold, channels)
+    new.check_delayed_reset()
+    return new
+
+
+def _check_dynamics(neuron: Any) -> None:
+    """The host binds its dynamics once; a mechanism that was set afterwards never acts."""
+    bound = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
+    acting = bound.get(getattr(neuron.state_function, "__name__", ""))
+    if acting is not None and acting != neuron.reset_mechanism:
+        raise ConversionError(
+            f"{type(neuron).__name__}.reset_mechanism = {neuron.reset_mechanism!r} was set after "
+            f"the neuron was made, which still resets by {acting!r}: both must agree. Make the "
+            f"neuron with reset_mechanism={neuron.reset_mechanism!r}."
+        )
 
 
 def _is_state(module: nn.Module, name: str) -> bool:

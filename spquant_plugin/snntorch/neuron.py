@@ -16,6 +16,7 @@ neurons drops the whole step, :math:`(1 - s_t)(\lambda m_t + x)`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -123,35 +124,47 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         """Neurons that fired in the step before and now reset; None where nothing resets late."""
         if not self.reset_delay or self.reset_mechanism == "none":
             return None
+        held = self.mem.detach()
+        if self.membrane is None:
+            return (held - threshold > 0).to(held.dtype).detach()
         # A state from elsewhere (fresh zeros, say) cannot have fired: what fires stores at least
         # the threshold's own level.
-        least: Tensor | float = threshold
-        if self.membrane is not None:
-            least = self._threshold_level(threshold)
-        elif isinstance(threshold, Tensor):
-            least = threshold.detach()
-        return (self.fired & (self.mem.detach() >= least)).to(self.mem.dtype)
+        return (self.fired & (held >= self._threshold_level(threshold))).to(held.dtype)
 
     @torch.no_grad()
     def _threshold_level(self, threshold: Tensor | float) -> Tensor:
         unit = self.membrane_unit.to(self.mem.dtype)  # type: ignore[union-attr]
         value = threshold if isinstance(threshold, Tensor) else unit.new_tensor(threshold)
         rule = self.membrane
-        return fm.level_of(value / unit, rule.lowest, rule.highest, rule.cut_points) * unit  # type: ignore[union-attr]
+        level = fm.level_of(value / unit, rule.lowest, rule.highest, rule.cut_points)  # type: ignore[union-attr]
+        # A learned threshold may reach the boundary below level 1, where ties would say 0.
+        return level.clamp(min=1) * unit
 
-    def _charged(self, kept: Tensor, reset: Tensor | None, threshold: Tensor | float) -> Tensor:
-        """Potential before firing, after the reset of the step before. ``kept`` adds the input."""
-        potential = self._potential(self.mem, kept)
+    def lowest_threshold(self) -> float:
+        if self.membrane is None or not self.reset_delay or self.reset_mechanism == "none":
+            return -math.inf
+        # What fires must store level 1 or more, and both boundary rules put level 1 above 1/2.
+        return 0.5 * float(self.membrane_unit)  # type: ignore[arg-type]
+
+    def _charged(
+        self, currents: tuple[Tensor, ...], reset: Tensor | None, threshold: Tensor | float
+    ) -> Tensor:
+        """Potential before firing, after the reset of the step before."""
+        if reset is not None and self.reset_mechanism == "zero" and self.zero_keeps_input:
+            return self._potential((1 - reset) * self.mem, *currents)
+        potential = self._potential(self.mem, *currents)
         if reset is None:
             return potential
         if self.reset_mechanism == "subtract":
             return potential - reset * self.reset_threshold(threshold)
-        if self.zero_keeps_input:
-            return self._potential((1 - reset) * self.mem, kept)
-        return (1 - reset) * potential
+        return potential - reset * potential
 
-    def _potential(self, membrane: Tensor, current: Tensor) -> Tensor:
-        return fm.charge(membrane, current, self.decay())
+    def _potential(self, membrane: Tensor, current: Tensor, *more: Tensor) -> Tensor:
+        """Charge, adding one current after the other as the host does: rounding depends on it."""
+        potential = fm.charge(membrane, current, self.decay())
+        for extra in more:
+            potential = potential + extra
+        return potential
 
     def _fire(self, potential: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
         """Spikes as the host gives them, and the plain comparison behind them."""
@@ -163,10 +176,10 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         winner = distance.argmax(1, keepdim=True)
         return spikes * torch.zeros_like(spikes).scatter_(1, winner, 1), compared
 
-    def _step(self, current: Tensor) -> Tensor:
-        """Reset late, charge, fire, reset at once, store. ``current`` is the synaptic input."""
-        threshold = self.threshold_value(current)
-        potential = self._charged(current, self._late_reset(threshold), threshold)
+    def _step(self, *currents: Tensor) -> Tensor:
+        """Reset late, charge, fire, reset at once, store."""
+        threshold = self.threshold_value(currents[0])
+        potential = self._charged(currents, self._late_reset(threshold), threshold)
         spikes, compared = self._fire(potential, threshold)
         self.mem = self.store(self._early_reset(potential, spikes, threshold))
         self.fired = compared
@@ -223,9 +236,10 @@ class TernaryLapicque(_QuantizedStateNeuron, snn.Lapicque):
     def decay(self) -> Tensor:
         return 1 - self.time_step / (self.R * self.C)
 
-    def _potential(self, membrane: Tensor, current: Tensor) -> Tensor:
-        gain = self.R * (1 / (self.R * self.C)) * self.time_step
-        return fm.charge(membrane, current, self.decay(), gain)
+    def _potential(self, membrane: Tensor, current: Tensor, *more: Tensor) -> Tensor:
+        # In the host's order of operations: rounding depends on it.
+        driven = current * self.R * (1 / (self.R * self.C)) * self.time_step
+        return driven + self.decay() * membrane
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         current = self._restore(input_, {"mem": mem})
@@ -253,7 +267,7 @@ class TernaryRLeaky(_QuantizedStateNeuron, snn.RLeaky):
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         current = self._restore(input_, {"spk": spk, "mem": mem})
-        self.spk = self._step(current + self.recurrent(self.spk.to(input_.dtype)))
+        self.spk = self._step(current, self.recurrent(self.spk.to(input_.dtype)))
         return self._result(self.spk, self.mem)
 
 

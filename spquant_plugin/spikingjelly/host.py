@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from spikingjelly.activation_based import base, functional, neuron
+from spikingjelly.activation_based.functional import net_config
 from torch import nn
 
 from ..config import SpQuantConfig
@@ -97,5 +98,6 @@ class SpikingJellyHost(Host):
             cast(Any, module).reset()
 
     def enter(self, model: nn.Module) -> None:
-        for module in model.modules():
-            functional.invalidate_reset_cache(module)
+        # An outer network may have cached the module list of the part that changed.
+        for net in [*model.modules(), *net_config._RESET_MODULE_CACHE]:
+            functional.invalidate_reset_cache(net)

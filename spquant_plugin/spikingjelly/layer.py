@@ -52,6 +52,11 @@ class _StepTransposed(ConvTransposeMixin):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if self.step_mode == "s":
             return self.convolve_transposed(x)
+        if x.ndim != self.weight.ndim + 1:
+            raise ValueError(
+                f"expected x with shape [T, N, C, ...] of {self.weight.ndim + 1} dimensions in "
+                f"step mode 'm', but got {tuple(x.shape)}. Add what is missing, or use mode 's'."
+            )
         return functional.seq_to_ann_forward(x, (self.convolve_transposed,))
 
 
