@@ -249,7 +249,7 @@ class TernaryWeights(_Weights):
 
 @dataclass(frozen=True)
 class UniformInput(Record):
-    """An analogue input put on an integer grid: ``bits`` levels from ``low`` to ``high``.
+    """An analogue input put on an integer grid: ``2**bits`` levels from ``low`` to ``high``.
 
     Zero always lies on the grid, so that padding stays exact.
     """
@@ -289,6 +289,7 @@ class SpQuantConfig(Record):
     ``edge_weights`` serves the first and the last weight layer wherever ``weights`` is set; None
     keeps those two in float. ``overrides`` maps a selector (an exact path, ``"re:"`` and a regular
     expression, or a class name) to the configuration of what it selects, None for "leave alone".
+    An override replaces the whole configuration: start from ``dataclasses.replace`` to keep parts.
 
     >>> config = SpQuantConfig(membrane=TernaryMembrane(), weights=PowerOfTwoWeights(2))
     >>> SpQuantConfig.from_dict(config.to_dict()) == config
@@ -308,7 +309,8 @@ class SpQuantConfig(Record):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
                 listed = ", ".join(_kind_names(kinds[0]))
-                raise fail(self, name, value, f"must be None or one of {listed}.")
+                call = f" Call it: {value.__name__}()." if isinstance(value, type) else ""
+                raise fail(self, name, value, f"must be None or one of {listed}.{call}")
         self._check_overrides()
 
     def _check_overrides(self) -> None:

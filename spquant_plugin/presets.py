@@ -42,6 +42,6 @@ def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> Sp
     }
     unknown = sorted(set(fields) - set(SpQuantConfig.__dataclass_fields__))
     if unknown:
-        listed = ", ".join(SpQuantConfig.__dataclass_fields__)
+        listed = ", ".join(("weight_bits", "adaptive", *SpQuantConfig.__dataclass_fields__))
         raise ConfigError(f"quant_snn received unknown field {unknown[0]!r}: it takes {listed}.")
     return SpQuantConfig(**{**defaults, **fields})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -21,3 +22,10 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (lines[0], rule, *lines[1:])
     )
+
+
+def no_such_row(path: str, paths: Sequence[str]) -> str:
+    """Message for a row that a table does not have."""
+    near = difflib.get_close_matches(path, paths, n=3, cutoff=0.3)
+    listed = ", ".join(map(repr, near)) or "none"
+    return f"{path!r} has no row here. Closest: {listed}. Print the table to see every path."

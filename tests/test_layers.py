@@ -310,13 +310,18 @@ def test_alpha_moves_one_factor_of_two_per_training_step_and_never_in_eval(rule)
     assert torch.equal(layer.weight_quantizer.alpha, first)
     layer.train()
     for factor in (2, 4, 8, 8):
-        layer(x)
-        assert torch.equal(layer.weight_quantizer.alpha, first * factor)
+        for _ in range(3):  # the time steps of one sequence, which must see one weight
+            layer(x)
+            assert torch.equal(layer.weight_quantizer.alpha, first * factor)
+        with torch.no_grad():
+            layer.weight *= 1 + 1e-5  # stands for a step of the optimizer
     with torch.no_grad():
         layer.weight /= 4
     for factor in (4, 2, 2):
         layer(x)
         assert torch.equal(layer.weight_quantizer.alpha, first * factor)
+        with torch.no_grad():
+            layer.weight *= 1 + 1e-5
 
 
 @all_rules

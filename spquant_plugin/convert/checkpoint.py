@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,7 @@ def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     present = model.state_dict()
     report = _compare(model, present, state_dict)
     if not report.fits:
+        report = replace(report, loaded=(), recomputed=())
         warnings.warn(str(report), CheckpointWarning, stacklevel=2)
         return report
     _check_values(report.loaded, state_dict)

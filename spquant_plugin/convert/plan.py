@@ -10,7 +10,7 @@ from ..errors import UnsupportedModuleError
 from ..modules.host import Host
 from ..modules.neuron import SelfFiring
 from ..modules.quantized_layer import QuantizedLayer
-from ..table import render
+from ..table import no_such_row, render
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ConversionPlan:
         for row in self.rows:
             if row.path == path:
                 return row
-        raise KeyError(path)
+        raise KeyError(no_such_row(path, [row.path for row in self.rows]))
 
     def __iter__(self) -> Iterator[PlanRow]:
         return iter(self.rows)
@@ -103,5 +103,6 @@ class ConversionPlan:
         )
         raise UnsupportedModuleError(
             f"{len(self.refused)} selected modules cannot be converted:\n{listed}\n"
-            "Leave them alone with exclude=[...] or overrides={path: None}."
+            "Mend what the reason names, or leave them alone with exclude=[...] or "
+            "overrides={path: None}."
         )

@@ -249,8 +249,9 @@ class _Planner:
         if path not in self.edges or self.selection.names_exactly(path):
             return config.weights, type(config.weights).__name__
         if config.edge_weights is None:
-            return None, "first or last weight layer, and edge_weights=None keeps it in float"
-        return config.edge_weights, f"first or last layer: {type(config.edge_weights).__name__}"
+            return None, "first or last layer, and edge_weights=None keeps it in float"
+        name = type(config.edge_weights).__name__
+        return config.edge_weights, f"first or last layer: edge_weights, {name}"
 
     def _add_other(self, path: str, module: nn.Module) -> None:
         own = [*module._parameters, *module._buffers]

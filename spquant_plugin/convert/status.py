@@ -10,7 +10,7 @@ from torch import nn
 
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
-from ..table import render
+from ..table import no_such_row, render
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Status:
         for row in self.rows:
             if row.path == path:
                 return row
-        raise KeyError(path)
+        raise KeyError(no_such_row(path, [row.path for row in self.rows]))
 
     def __str__(self) -> str:
         if not self.rows:

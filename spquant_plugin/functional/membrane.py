@@ -2,9 +2,9 @@ r"""The membrane: charge, reset and the quantiser that stores it.
 
 .. math::
 
-    u = r + \lambda (m - r) + \kappa x \qquad
-    v = (1 - s) u + s r \;\text{(hard)}\quad v = u - V s \;\text{(soft)} \qquad
-    m = r + \delta\, Q((v - r) / \delta)
+    u &= r + \lambda (m - r) + \kappa x \\
+    v &= (1 - s) u + s r \;\text{(hard reset)}, \quad u - V s \;\text{(soft reset)} \\
+    m &= r + \delta\, Q((v - r) / \delta)
 
 ``m`` is the stored membrane, ``x`` the input current, ``u`` the potential before firing, ``v`` the
 one after the reset, ``r`` the rest potential, :math:`\delta` the membrane's unit.

@@ -32,9 +32,15 @@ class WeightQuantizer(nn.Module):
 
 
 class DyadicQuantizer(WeightQuantizer):
-    """Powers of two and their sums. ``alpha`` follows training one factor of two at a time."""
+    """Powers of two and their sums. ``alpha`` follows training one factor of two at a time.
+
+    It moves once for each change of the weight, not at each call, so that every time step of a
+    sequence sees the same levels: ``seen`` remembers the weight's energy. A comparison inside the
+    graph, because a Python branch would break a compiled one.
+    """
 
     alpha: Tensor
+    seen: Tensor
 
     def __init__(
         self, rule: cfg.PowerOfTwoWeights | cfg.AdditivePowerOfTwoWeights, channels: int
@@ -47,20 +53,32 @@ class DyadicQuantizer(WeightQuantizer):
             else fw.additive_power_of_two_levels(rule.bits)
         )
         self.register_buffer("alpha", torch.ones(channels if self.channels else 1))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
     def initialize(self, rows: Tensor) -> None:
         self.alpha.copy_(fw.search_alpha(rows, self.levels, self.channels))
+        self.seen.copy_(_energy(rows))
+
+    @torch.no_grad()
+    def _follow(self, rows: Tensor) -> None:
+        energy = _energy(rows).to(self.seen.dtype)
+        refined = fw.refine_alpha(rows, self.alpha, self.levels, self.channels)
+        self.alpha.copy_(torch.where(energy == self.seen, self.alpha, refined))
+        self.seen.copy_(energy)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.training:
-            with torch.no_grad():
-                self.alpha.copy_(fw.refine_alpha(rows, self.alpha, self.levels, self.channels))
+            self._follow(rows)
         detached = rows.detach()
         alpha = fw.per_channel(self.alpha.to(rows.dtype), rows)
         quantized = fw.dyadic_quantize(detached, alpha, self.levels)
         inside = detached.abs() <= alpha * self.levels[-1]
         return fw.straight_through(rows, quantized, torch.ones_like(alpha), inside), None
+
+
+def _energy(rows: Tensor) -> Tensor:
+    return rows.detach().float().square().sum()
 
 
 class UniformQuantizer(WeightQuantizer):

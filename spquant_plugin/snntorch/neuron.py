@@ -16,6 +16,7 @@ neurons drops the whole step, :math:`(1 - s_t)(\lambda m_t + x)`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,14 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.install(membrane, learnable_threshold, channels)
         self.check_delayed_reset()
+
+    def __init_subclass__(cls) -> None:
+        # Shows the host's own arguments, which __init__ only passes on.
+        host = next(base for base in cls.__mro__ if base.__module__.startswith("snntorch."))
+        ours = inspect.signature(_QuantizedStateNeuron.__init__).parameters.values()
+        added = [parameter for parameter in ours if parameter.kind is parameter.KEYWORD_ONLY]
+        taken = [*inspect.signature(host).parameters.values(), *added]
+        cls.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
 
     def check_delayed_reset(self) -> None:
         """Refuse a unit under which a neuron that fired would not be seen to have fired."""
