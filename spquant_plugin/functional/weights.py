@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,23 +93,56 @@ def additive_power_of_two_levels(bits: int) -> tuple[float, ...]:
     return tuple(sorted(sums))
 
 
-def nearest_magnitude(magnitude: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Nearest of the ascending ``levels``; a tie goes to the smaller one.
+class Levels(NamedTuple):
+    """Dyadic magnitudes as a table, since a search among them takes ten times as long.
+
+    All boundaries between such levels are whole numbers of one small power of two, ``1 / steps``. A
+    magnitude between two of these steps has the level of the upper one, so rounding up and looking
+    up is exact. Entries are whole numbers of ``1 / resolution``, which no precision can damage.
+    """
+
+    top: float
+    steps: int
+    resolution: int
+    table: Tensor
+
+
+@cache
+def tabulate(values: tuple[float, ...]) -> Levels:
+    """Table of ascending dyadic magnitudes.
+
+    >>> tabulate((0.0, 0.5, 1.0))
+    Levels(top=1.0, steps=4, resolution=2, table=tensor([0, 0, 1, 1, 2], dtype=torch.int16))
+    """
+    cuts = [(low + high) / 2 for low, high in pairwise(values)]
+    steps = max(cut.as_integer_ratio()[1] for cut in cuts)
+    resolution = max(value.as_integer_ratio()[1] for value in values)
+    index = [sum(cut * steps < step for cut in cuts) for step in range(round(cuts[-1] * steps) + 2)]
+    table = torch.tensor([int(values[i] * resolution) for i in index], dtype=torch.int16)
+    return Levels(values[-1], steps, resolution, table)
+
+
+def _tabulated(levels: tuple[float, ...] | Levels) -> Levels:
+    return levels if isinstance(levels, Levels) else tabulate(levels)
+
+
+def nearest_magnitude(magnitude: Tensor, levels: tuple[float, ...] | Levels) -> Tensor:
+    """Nearest of the ascending dyadic ``levels``; a tie goes to the smaller one.
 
     >>> nearest_magnitude(torch.tensor([0.5, 0.51, 7.0]), (0.0, 1.0))
     tensor([0., 1., 1.])
     """
-    if len(levels) == 2:
-        return (magnitude > levels[1] / 2).to(magnitude.dtype) * levels[1]
-    table = torch.tensor(levels, dtype=torch.float32, device=magnitude.device)
-    cuts = (table[1:] + table[:-1]) / 2
-    # Every cut is a dyadic number of few digits, so that float32 holds it exactly.
+    top, steps, resolution, table = _tabulated(levels)
+    if steps == 2:  # 0 and 1
+        return (magnitude > top / 2).to(magnitude.dtype)
     wide = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
-    index = torch.bucketize(wide.contiguous(), cuts.to(wide.dtype), out_int32=True)
-    return table.to(magnitude.dtype)[index]
+    # fmin, not clamp: a weight that training turned into NaN must not become an address.
+    address = torch.fmin((wide * steps).ceil(), wide.new_full((), table.numel() - 1))
+    level = table.to(wide.device).take(address.to(torch.int64)).to(wide.dtype)
+    return (level / resolution).to(magnitude.dtype)
 
 
-def dyadic_quantize(rows: Tensor, alpha: Tensor, levels: tuple[float, ...]) -> Tensor:
+def dyadic_quantize(rows: Tensor, alpha: Tensor, levels: tuple[float, ...] | Levels) -> Tensor:
     """Nearest ``±alpha * level``; exact, because alpha is a power of two."""
     return nearest_magnitude(rows.abs() / alpha, levels) * alpha * rows.sign()
 
@@ -120,7 +154,7 @@ def _magnitude(rows: Tensor) -> Tensor:
 
 
 def dyadic_error(
-    magnitude: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
+    magnitude: Tensor, alpha: Tensor, levels: tuple[float, ...] | Levels, channels: bool = True
 ) -> Tensor:
     """Squared error, per channel or in all, of quantising these magnitudes with ``alpha``."""
     wide = per_channel(alpha, magnitude)
@@ -128,7 +162,7 @@ def dyadic_error(
     return _channel_sum(error.square_(), channels)
 
 
-def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True) -> Tensor:
+def search_alpha(rows: Tensor, levels: tuple[float, ...] | Levels, channels: bool = True) -> Tensor:
     r"""Power of two with the least :math:`\sum (w - w_q)^2`, for each channel or for all.
 
     Starts above the largest weight and halves. What lies beyond the top level costs at least its
@@ -139,6 +173,7 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True)
     >>> search_alpha(torch.tensor([[0.1, -0.12, 0.02]]), power_of_two_levels(2))
     tensor([0.1250])
     """
+    levels = _tabulated(levels)
     magnitude = _magnitude(rows)
     top = _largest(magnitude, channels)
     empty = top == 0
@@ -146,7 +181,7 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True)
     unit = torch.exp2(torch.log2(top.masked_fill(empty, 1)).ceil())
     magnitude = magnitude / per_channel(unit, magnitude)
     # Sums of powers of two are unevenly spaced: a few weights may fit far below the top level best.
-    start = 1 if levels[-1] == 1 else 4
+    start = 1 if levels.top == 1 else 4
     alpha = best_alpha = torch.full_like(top, 2.0**start)
     best_error = torch.full_like(top, math.inf, dtype=torch.float64)
     while True:
@@ -155,14 +190,14 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...], channels: bool = True)
         best_error = torch.where(better, error, best_error)
         best_alpha = torch.where(better, alpha, best_alpha)
         alpha = alpha / 2
-        reach = per_channel(alpha * levels[-1], magnitude)
+        reach = per_channel(alpha * levels.top, magnitude)
         clipped = _channel_sum((magnitude - reach).clamp_(min=0).square_(), channels)
         if bool(((clipped > best_error) | empty).all()):
             return (best_alpha * unit).masked_fill(empty, 1)
 
 
 def refine_alpha(
-    rows: Tensor, alpha: Tensor, levels: tuple[float, ...], channels: bool = True
+    rows: Tensor, alpha: Tensor, levels: tuple[float, ...] | Levels, channels: bool = True
 ) -> Tensor:
     """The best of ``alpha``, ``alpha / 2`` and ``2 * alpha``: how alpha follows training.
 

@@ -136,8 +136,10 @@ class QuantizedNeuron(nn.Module):
         if self.learnable_threshold is not None:
             low, high = self.learnable_threshold.bounds
             value = self._threshold().detach()
-            lower = (value * low).maximum(value.new_tensor(self._silent_threshold(value)))
-            lower = torch.where(lower < value, lower, value * low)
+            lower = value * low
+            for floor in (self._silent_threshold(value), self.lowest_threshold()):
+                # A floor above the initial threshold cannot be kept, so it is none.
+                lower = torch.where(value > floor, lower.clamp(min=floor), lower)
             self.threshold_bounds.copy_(torch.stack([lower, value * high]))
 
     def _fresh_unit(self, membrane: _Membrane, threshold: float) -> float:
@@ -157,8 +159,7 @@ class QuantizedNeuron(nn.Module):
         if self.membrane is None:
             return self.rest + margin
         level, unit = self.silent_level(), float(self.membrane_unit)  # type: ignore[arg-type]
-        silent = self.rest + self.largest_decay() * level * unit + margin
-        return max(silent, self.lowest_threshold())
+        return self.rest + self.largest_decay() * level * unit + margin
 
     def lowest_threshold(self) -> float:
         """Threshold below which the host's way of resetting would no longer work."""

@@ -41,19 +41,27 @@ class DyadicQuantizer(WeightQuantizer):
 
     alpha: Tensor
     seen: Tensor
+    table: Tensor
 
     def __init__(
         self, rule: cfg.PowerOfTwoWeights | cfg.AdditivePowerOfTwoWeights, channels: int
     ) -> None:
         super().__init__(rule, channels)
         self.channels = rule.per_channel
-        self.levels = (
+        levels = fw.tabulate(
             fw.power_of_two_levels(rule.bits)
             if isinstance(rule, cfg.PowerOfTwoWeights)
             else fw.additive_power_of_two_levels(rule.bits)
         )
+        self.top, self.steps, self.resolution = levels.top, levels.steps, levels.resolution
+        self.register_buffer("table", levels.table.clone(), persistent=False)
         self.register_buffer("alpha", torch.ones(channels if self.channels else 1))
         self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    @property
+    def levels(self) -> fw.Levels:
+        """The magnitudes, with their table where the weights are."""
+        return fw.Levels(self.top, self.steps, self.resolution, self.table)
 
     @torch.no_grad()
     def initialize(self, rows: Tensor) -> None:
@@ -73,7 +81,7 @@ class DyadicQuantizer(WeightQuantizer):
         detached = rows.detach()
         alpha = fw.per_channel(self.alpha.to(rows.dtype), rows)
         quantized = fw.dyadic_quantize(detached, alpha, self.levels)
-        inside = detached.abs() <= alpha * self.levels[-1]
+        inside = detached.abs() <= alpha * self.top
         return fw.straight_through(rows, quantized, torch.ones_like(alpha), inside), None
 
 
