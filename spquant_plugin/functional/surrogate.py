@@ -129,37 +129,28 @@ def penalty_window(distance: Tensor) -> Tensor:
     return torch.sigmoid(distance) * (distance >= 0)
 
 
-class _Triangle(torch.autograd.Function):
+def windowed_triangle(distance: Tensor, width: float = 1.0) -> Tensor:
+    """The firing triangle inside the gradient penalty window."""
+    return firing_triangle(distance, width) * penalty_window(distance)
+
+
+FIRING_SLOPES = {"triangle": firing_triangle, "window": windowed_triangle}
+
+
+class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(distance: Tensor, width: float, strict: bool) -> Tensor:
+    def forward(distance: Tensor, slope: str, width: float, strict: bool) -> Tensor:
         return fires(distance, strict)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.width = inputs[1]
+        distance, ctx.slope, ctx.width, _ = inputs
+        ctx.save_for_backward(distance)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (distance,) = ctx.saved_tensors
-        return grad * firing_triangle(distance, ctx.width), None, None
-
-
-class _PenaltyWindow(torch.autograd.Function):
-    @staticmethod
-    def forward(distance: Tensor, width: float, strict: bool) -> Tensor:
-        return fires(distance, strict)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.width = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (distance,) = ctx.saved_tensors
-        slope = firing_triangle(distance, ctx.width) * penalty_window(distance)
-        return grad * slope, None, None
+        return grad * FIRING_SLOPES[ctx.slope](distance, ctx.width), None, None, None
 
 
 def triangle_spike(distance: Tensor, width: float = 1.0, strict: bool = False) -> Tensor:
@@ -171,12 +162,12 @@ def triangle_spike(distance: Tensor, width: float = 1.0, strict: bool = False) -
     >>> spikes.detach(), distance.grad
     (tensor([0., 1.]), tensor([0.5000, 0.7500]))
     """
-    return _Triangle.apply(distance, width, strict)
+    return _Spike.apply(distance, "triangle", width, strict)
 
 
 def penalty_window_spike(distance: Tensor, width: float = 1.0, strict: bool = False) -> Tensor:
     """Spike with the triangle inside the gradient penalty window as its gradient."""
-    return _PenaltyWindow.apply(distance, width, strict)
+    return _Spike.apply(distance, "window", width, strict)
 
 
 def triangle_integral(distance: Tensor, width: float = 1.0) -> Tensor:
