@@ -259,7 +259,7 @@ class UniformInput(Record):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        whole(self, "bits", 1, 16)
+        whole(self, "bits", 1, 8)
         real(self, "low")
         real(self, "high")
         if not self.low <= 0.0 <= self.high or self.low == self.high:
@@ -272,13 +272,13 @@ class UniformInput(Record):
 
 # --- the whole ----------------------------------------------------------------------------------
 
-_FIELD_KINDS: dict[str, tuple[type, ...]] = {
-    "membrane": (_Membrane,),
-    "surrogate": (Triangle,),
-    "threshold": (LearnableThreshold,),
-    "weights": (_Weights,),
-    "edge_weights": (_Weights,),
-    "input": (UniformInput,),
+_FIELD_KINDS: dict[str, type] = {
+    "membrane": _Membrane,
+    "surrogate": Triangle,
+    "threshold": LearnableThreshold,
+    "weights": _Weights,
+    "edge_weights": _Weights,
+    "input": UniformInput,
 }
 
 
@@ -305,12 +305,8 @@ class SpQuantConfig(Record):
     overrides: Mapping[str, SpQuantConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, kinds in _FIELD_KINDS.items():
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kinds):
-                listed = ", ".join(_kind_names(kinds[0]))
-                call = f" Call it: {value.__name__}()." if isinstance(value, type) else ""
-                raise fail(self, name, value, f"must be None or one of {listed}.{call}")
+        for name, kind in _FIELD_KINDS.items():
+            check_kind(self, name, getattr(self, name), kind)
         self._check_overrides()
 
     def _check_overrides(self) -> None:
@@ -336,6 +332,15 @@ class SpQuantConfig(Record):
     def changes_layers(self) -> bool:
         """Whether this configuration quantises the layers that it selects."""
         return self.weights is not None or self.input is not None
+
+
+def check_kind(owner: object, name: str, value: object, kind: type) -> None:
+    """Refuse what is neither None nor a record of this kind."""
+    if value is None or isinstance(value, kind):
+        return
+    listed = ", ".join(_kind_names(kind))
+    call = f" Call it: {value.__name__}()." if isinstance(value, type) else ""
+    raise fail(owner, name, value, f"must be None or one of {listed}.{call}")
 
 
 def _kind_names(kind: type) -> list[str]:

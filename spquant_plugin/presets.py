@@ -32,6 +32,11 @@ def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> Sp
             f"quant_snn(weight_bits={weight_bits!r}): must be a whole number from 2 to 8. "
             "Pass weights=... for another quantiser."
         )
+    if not isinstance(adaptive, bool):
+        raise ConfigError(
+            f"quant_snn(adaptive={adaptive!r}): must be True or False. "
+            "Pass threshold=LearnableThreshold(...) to choose how it learns."
+        )
     defaults: dict[str, Any] = {
         "membrane": TernaryMembrane(),
         "surrogate": Triangle(),

@@ -51,7 +51,7 @@ thresholds = st.builds(
     per_channel=st.booleans(),
     bounds=st.tuples(st.floats(0.01, 1), st.floats(1, 100)),
 )
-inputs = st.builds(spq.UniformInput, st.integers(1, 16), st.floats(-100, 0), st.floats(0.01, 100))
+inputs = st.builds(spq.UniformInput, st.integers(1, 8), st.floats(-100, 0), st.floats(0.01, 100))
 parts = {
     "membrane": st.none() | membranes,
     "surrogate": st.none() | st.builds(spq.Triangle, positive),
@@ -265,7 +265,7 @@ BAD = [
     (spq.AdditivePowerOfTwoWeights, {"per_channel": None}, "per_channel", "True or False"),
     *[(spq.UniformWeights, {"scale": v}, "scale", "'auto', 'sawb'") for v in ("max", None)],
     (spq.UniformWeights, {"bits": 8, "scale": "sawb"}, "scale", "bits=4 only"),
-    *[(spq.UniformInput, {"bits": v}, "bits", "from 1 to 16") for v in (0, 17, 8.0)],
+    *[(spq.UniformInput, {"bits": v}, "bits", "from 1 to 8") for v in (0, 9, 8.0)],
     *[(spq.UniformInput, {"low": v}, "low", "a finite number") for v in (NAN, -INF, "0", None)],
     *[(spq.UniformInput, {"high": v}, "high", "a finite number") for v in (INF, True)],
     (spq.UniformInput, {"low": 0.5}, "low", INPUT_RULE),

@@ -98,7 +98,7 @@ def test_keys_of_the_float_model_stay(case):
     converted = spq.convert(model, ADAPTIVE, sample)
     old, new = set(model.state_dict()), set(converted.state_dict())
     assert old <= new
-    ends = ("membrane_unit", "threshold_bounds", "v_threshold", "weight_quantizer.alpha")
+    ends = ("membrane_unit", "threshold_bounds", "v_threshold", "quantizer.alpha", "quantizer.seen")
     assert all(key.endswith(ends) for key in new - old)
 
 
@@ -515,7 +515,7 @@ def test_an_unsupported_neuron_names_path_and_type():
     class Mine(neuron.LIFNode):
         pass
 
-    assert "0 (Mine): Mine has dynamics of its own" in refused(
+    assert "0 (Mine): Mine is a subclass of LIFNode with code of its own" in refused(
         nn.Sequential(Mine(), neuron.LIFNode(), nn.Linear(2, 2))
     )
 
@@ -635,3 +635,173 @@ def test_status_lists_what_is_converted(case):
     assert "learns (gpw)" in text
     after = [b for name, b in net.named_buffers() if name.endswith("alpha")]
     assert all(torch.equal(a, b) for a, b in zip(alphas, after, strict=True))
+
+
+# --- what must not go wrong without a word ------------------------------------------------------
+
+
+def test_a_forward_that_was_replaced_on_the_object_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), neuron.LIFNode())
+    model[0].forward = lambda x: x
+    assert "replaced on this very object" in refused(model)
+
+
+def test_an_attribute_called_recurrent_does_not_move_the_edges():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.lif, self.recurrent = (
+                nn.Linear(3, 3),
+                neuron.LIFNode(),
+                nn.Linear(3, 3),
+            )
+
+        def forward(self, x):
+            return self.recurrent(self.lif(self.first(x)))
+
+    assert spq.plan(Block(), QUANT, events(1, 3))["first"].bits == "8"
+
+
+def test_a_request_for_a_quantised_input_that_finds_no_place():
+    rule = spq.UniformInput()
+    first_fires = nn.Sequential(neuron.LIFNode(), nn.Linear(3, 2), neuron.LIFNode())
+    config = spq.presets.quant_snn(input=rule)
+    assert "weight layers that read the raw input" in refused(first_fires, config, events(1, 3))
+    plan = spq.plan(spiking_jelly(), config, events(1, 1, 2, 8, 8), exclude="4")
+    assert plan["(input)"].reason == "quantised where it is read: 0"
+    late = spq.presets.quant_snn(overrides={"4": spq.presets.quant_snn(input=rule)})
+    with pytest.raises(spq.errors.SelectionError, match="read the raw input"):
+        spq.plan(spiking_jelly(), late, events(1, 1, 2, 8, 8))
+
+
+def test_a_layer_that_reads_spikes_beside_the_input_is_left_as_it_is():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.lif, self.b = nn.Linear(3, 3), neuron.LIFNode(), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.b(self.lif(self.a(x)) + x)
+
+    plan = spq.plan(Mixed(), spq.presets.quant_snn(input=spq.UniformInput()), torch.rand(1, 3))
+    assert "input 8 bit" in plan["a"].reason
+    assert "input 8 bit" not in plan["b"].reason
+    assert "not the raw input alone" in plan["b"].reason
+
+
+def test_the_dry_run_works_on_a_copy_of_the_sample():
+    sample = -torch.ones(1, 2)
+    spq.plan(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2), neuron.LIFNode()), QUANT, sample)
+    assert torch.equal(sample, -torch.ones(1, 2))
+
+
+def test_a_warning_that_is_an_error_comes_before_any_change():
+    model = nn.Sequential(neuron.IFNode())
+    config = spq.SpQuantConfig(membrane=spq.TernaryMembrane(unit=1.0))
+    with pytest.raises(spq.errors.SelfFiringWarning):
+        spq.convert_(model, config)
+    assert type(model[0]) is neuron.IFNode
+
+
+def test_a_refused_checkpoint_leaves_the_model_as_it_was():
+    model = Loop()
+    net = spq.convert(model, QUANT)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = {key: value + 1 for key, value in model.state_dict().items()}
+    state["lif1.reset_mechanism_val"] = state["lif2.reset_mechanism_val"] = torch.tensor(0)
+    state["lif2.threshold"] = torch.tensor(-1.0)
+    with pytest.raises(spq.errors.ConversionError, match="not above the rest potential"):
+        spq.load_float_state_dict(net, state)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    state["lif1.reset_mechanism_val"] = torch.tensor(1)
+    with pytest.warns(spq.errors.CheckpointWarning, match="lif1.reset_mechanism_val 1 for 0"):
+        assert not spq.load_float_state_dict(net, state)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("float.pt", "state_dict = str: must map keys to tensors"),
+        ({"state_dict": {}}, r"state_dict\['state_dict'\] = dict: every value must be a tensor"),
+    ],
+)
+def test_what_is_no_checkpoint(state, said):
+    with pytest.raises(spq.errors.CheckpointError, match=said):
+        spq.load_float_state_dict(spq.convert(Loop(), QUANT), state)
+
+
+def test_calibrate_restores_the_statistics_after_an_error():
+    net = spiking_jelly()
+    net[1].running_mean += 3
+    good = events(2, 2, 2, 8, 8)
+    for batches, said in (
+        ([good, "text"], "each batch must be a tensor"),
+        ([good, good * float("nan")], "1 .BatchNorm2d.: the batches gave NaN"),
+        (good, "must be a sequence of batches"),
+    ):
+        with pytest.raises(spq.errors.ConversionError, match=said):
+            spq.calibrate(net, batches)
+        assert torch.equal(net[1].running_mean, torch.full((4,), 3.0))
+        assert net[2].v == 0.0
+        assert net.training
+
+
+def test_fold_keeps_ties_and_one_to_one_weights():
+    tied = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode(), nn.Linear(3, 3))
+    tied[2].weight = tied[0].weight
+    plain = spq.fold(spq.convert(tied, QUANT))
+    assert plain[0].weight is plain[2].weight
+    net = nn.Sequential(nn.Linear(5, 6), snn.RLeaky(0.9, all_to_all=False, V=0.3, init_hidden=True))
+    net = spq.convert(net, spq.SpQuantConfig(weights=spq.UniformWeights(4))).eval()
+    plain, x = spq.fold(net), events(2, 5)
+    assert plain[1].V is plain[1].recurrent.V
+    for _ in range(4):
+        assert torch.allclose(plain(x), net(x), atol=1e-6)
+
+
+def test_a_refused_fold_leaves_nothing_behind():
+    net = spq.convert(snn_torch(), spq.presets.quant_snn(input=spq.UniformInput()))
+    known = len(snn.SpikingNeuron.instances)
+    with pytest.raises(spq.errors.ConversionError):
+        spq.fold(net)
+    assert len(snn.SpikingNeuron.instances) == known
+
+
+@pytest.mark.parametrize("call", [spq.status, spq.reset, spq.fold])
+def test_what_is_no_model(call):
+    with pytest.raises(spq.errors.ConversionError, match="model = the class Linear: must be a"):
+        call(nn.Linear)
+    with pytest.raises(spq.errors.ConversionError, match="model = str"):
+        call("model.pt")
+
+
+def test_a_record_class_instead_of_a_record():
+    with pytest.raises(spq.errors.ConfigError, match=r"Call it: TernaryMembrane\(\)"):
+        TernaryMembraneLIFNode(membrane=spq.TernaryMembrane)
+    with pytest.raises(spq.errors.ConfigError, match="learnable_threshold = True"):
+        TernaryMembraneLIFNode(learnable_threshold=True)
+    with pytest.raises(spq.errors.ConfigError, match="adaptive=LearnableThreshold"):
+        spq.presets.quant_snn(adaptive=spq.LearnableThreshold())
+
+
+def test_constants_must_be_finite_and_ordered():
+    given = spq.SpQuantConfig(membrane=spq.TernaryMembrane(unit=0.5))
+    assert "must be finite" in refused(nn.Sequential(snn.Leaky(beta=float("nan"))), given)
+    at_rest = nn.Sequential(neuron.LIFNode(v_threshold=1.0, v_reset=1.0))
+    assert "not above the rest" in refused(at_rest, spq.SpQuantConfig(spq.TernaryMembrane()))
+    with pytest.warns(spq.errors.SelfFiringWarning, match="whatever the unit"):
+        spq.convert(at_rest, given)
+
+
+def test_training_goes_on_exactly_from_a_state_dict():
+    net = spq.convert(spiking_jelly(), spq.presets.quant_snn(4), events(2, 2, 2, 8, 8))
+    twin = spq.convert(spiking_jelly(), spq.presets.quant_snn(4), events(2, 2, 2, 8, 8))
+    with torch.no_grad():
+        net[4].weight *= 3  # a change that alpha has not followed yet
+    twin.load_state_dict(net.state_dict())
+    x = events(2, 2, 2, 8, 8)
+    for _ in range(3):
+        assert torch.equal(twin(x), net(x))
+        spq.reset(net)
+        spq.reset(twin)
+        assert torch.equal(twin[4].weight_quantizer.alpha, net[4].weight_quantizer.alpha)

@@ -185,3 +185,13 @@ def test_integrals_of_the_firing_surrogates(integral, w):
     assert got[0] == 0
     # The window jumps at 0, where the rule is off by half a step times the jump.
     torch.testing.assert_close(got[1:], area, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", sorted(fs.SLOPES))
+@pytest.mark.parametrize("temperature", [0.7, 2.0, 9.0])
+def test_leaving_out_far_bumps_changes_nothing(shape, temperature):
+    shifts = [level + 0.5 for level in range(-128, 127)]
+    z = torch.cat([torch.linspace(-140, 140, 997), torch.tensor(shifts)]).double()
+    want = sum(fs.SLOPES[shape](z - shift, temperature) for shift in shifts)
+    got = fs.stacked_slope(z, shifts, shape=shape, temperature=temperature)
+    assert torch.allclose(got, want, rtol=0, atol=1e-12)

@@ -51,6 +51,7 @@ def convert(
     """
     table = plan(model, config, sample, include=include, exclude=exclude, on_unmatched=on_unmatched)
     table.raise_if_refused()
+    _warn_of_self_firing(table)
     return _carry_out(copy_at_rest(model), table)
 
 
@@ -79,6 +80,7 @@ def convert_(
             f"(model) ({type(model).__name__}): convert_ cannot replace the module that it was "
             "given. Use model = spq.convert(model, config)."
         )
+    _warn_of_self_firing(table)  # before anything is changed: a warning may be an error
     return _carry_out(model, table)
 
 
@@ -94,9 +96,12 @@ def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
     for host in hosts.all:
         host.leave(replaced)
         host.enter(model)
+    return model
+
+
+def _warn_of_self_firing(table: ConversionPlan) -> None:
     for path, warning in table.self_firing.items():
         warnings.warn(f"{path or '(model)'}: {warning}", SelfFiringWarning, stacklevel=3)
-    return model
 
 
 def _build(step: NeuronStep | LayerStep, old: nn.Module, device: torch.device | None) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..errors import ConversionError
-from .hosts import reset
+from ..errors import ConversionError, MissingHostError
+from .hosts import require_model, reset
 
 
 @torch.no_grad()
@@ -36,42 +36,64 @@ def calibrate(
     >>> int(net[1].num_batches_tracked)
     4
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    norms = [m for m in require_model(model).modules() if isinstance(m, _NormBase)]
+    norms = [norm for norm in norms if norm.track_running_stats]
     if not norms:
         raise ConversionError(
             f"{type(model).__name__}: holds no batch norm with running statistics, so there is "
             "nothing to calibrate. Leave the call out."
         )
+    if isinstance(batches, Tensor):
+        raise ConversionError(
+            f"batches = a tensor of shape {tuple(batches.shape)}: must be a sequence of batches. "
+            "Pass [x], or a data loader."
+        )
     call = forward or (lambda network, batch: network(_input_of(batch)))
-    seen = 0
     with _measuring(model, norms):
-        for batch in _with_bar(batches, progress):
-            if not seen:
+        seen = 0
+        for seen, batch in enumerate(_with_bar(batches, progress), 1):
+            if seen == 1:
                 for norm in norms:
                     norm.reset_running_stats()
             reset(model)
             call(model, batch)
-            seen += 1
-    reset(model)
-    if not seen:
-        raise ConversionError(
-            "batches = empty: calibrate needs at least one batch. The statistics were left alone."
-        )
+        if not seen:
+            raise ConversionError("batches = empty: calibrate needs at least one batch. Pass one.")
+        _check_finite(model, norms)
     return model
+
+
+def _check_finite(model: nn.Module, norms: list[_NormBase]) -> None:
+    for path, module in model.named_modules():
+        if module in norms and not all(bool(b.isfinite().all()) for b in module.buffers()):
+            raise ConversionError(
+                f"{path} ({type(module).__name__}): the batches gave NaN or infinite statistics: "
+                "they must be finite. Look for such values in the data or the weights."
+            )
 
 
 @contextmanager
 def _measuring(model: nn.Module, norms: list[_NormBase]) -> Iterator[None]:
-    """Norms in training mode with plain averages, everything else in eval; restored at the end."""
+    """Norms in training mode with plain averages, everything else in eval.
+
+    Modes, momenta and rest are restored at the end, and after an error the statistics as well.
+    """
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    before = [{name: b.clone() for name, b in norm.named_buffers()} for norm in norms]
     model.eval()
     for norm in norms:
         norm.train()
         norm.momentum = None  # torch's word for the plain average
     try:
         yield
+    except BaseException:
+        for norm, kept in zip(norms, before, strict=True):
+            for name, buffer in kept.items():
+                norm.get_buffer(name).copy_(buffer)
+        raise
     finally:
+        reset(model)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, training in modes:
@@ -91,6 +113,12 @@ def _input_of(batch: Any) -> Tensor:
 def _with_bar(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
     if not progress:
         return batches
-    from tqdm.auto import tqdm
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise MissingHostError(
+            "calibrate(progress=True) needs tqdm, which is not installed. "
+            "Run: python -m pip install tqdm"
+        ) from None
 
     return tqdm(batches, desc="calibrate", unit="batch")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, CheckpointWarning
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from .hosts import require_model
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class LoadReport:
     """What a float checkpoint brought. True where it was loaded, false where nothing was.
 
     ``loaded`` are the keys that were copied, ``missing`` those that the model wants and the
-    checkpoint lacks, ``unexpected`` the reverse, ``mismatched`` those of another shape;
-    ``recomputed`` are the keys of the conversion itself, fitted anew to the loaded weights.
+    checkpoint lacks, ``unexpected`` the reverse, ``mismatched`` those that differ in shape or
+    meaning; ``recomputed`` are the conversion's own keys, fitted anew to the loaded weights.
     """
 
     loaded: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class LoadReport:
             for name, keys in (
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
-                ("of another shape", self.mismatched),
+                ("different", self.mismatched),
             )
             if keys
         ]
@@ -73,6 +74,7 @@ def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     >>> print(spq.load_float_state_dict(quantized, net.state_dict()))
     loaded 4 keys, fitted 1 keys of the conversion anew
     """
+    _check_arguments(model, state_dict)
     present = model.state_dict()
     report = _compare(model, present, state_dict)
     if not report.fits:
@@ -80,12 +82,35 @@ def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
         warnings.warn(str(report), CheckpointWarning, stacklevel=2)
         return report
     _check_values(report.loaded, state_dict)
-    with torch.no_grad():
-        for key in report.loaded:
-            # A threshold per channel starts from the one that the layer had.
-            present[key].copy_(state_dict[key].expand_as(present[key]))
-    _refit(model, set(report.loaded))
+    before = {key: value.clone() for key, value in present.items()}
+    try:
+        with torch.no_grad():
+            for key in report.loaded:
+                # A threshold per channel starts from the one that the layer had.
+                present[key].copy_(state_dict[key].expand_as(present[key]))
+        _refit(model, set(report.loaded))
+    except Exception:
+        with torch.no_grad():
+            for key, value in before.items():
+                present[key].copy_(value)
+        raise
     return report
+
+
+def _check_arguments(model: object, state_dict: object) -> None:
+    require_model(model)
+    if isinstance(state_dict, Mapping) and all(isinstance(v, Tensor) for v in state_dict.values()):
+        return
+    hint = "Pass torch.load(path), or the entry of it that holds the weights."
+    if isinstance(state_dict, Mapping):
+        odd = next(key for key, value in state_dict.items() if not isinstance(value, Tensor))
+        raise CheckpointError(
+            f"state_dict[{odd!r}] = {type(state_dict[odd]).__name__}: every value must be a "
+            f"tensor. {hint}"
+        )
+    raise CheckpointError(
+        f"state_dict = {type(state_dict).__name__}: must map keys to tensors. {hint}"
+    )
 
 
 def _compare(
@@ -98,11 +123,19 @@ def _compare(
         loaded=tuple(both),
         missing=tuple(key for key in wanted if key not in given),
         unexpected=tuple(key for key in given if key not in both),
-        mismatched=tuple(
-            f"{key} {tuple(given[key].shape)} for {tuple(present[key].shape)}"
-            for key in both
-            if given[key].shape != present[key].shape
-            and not (key in widened and given[key].numel() == 1)
+        mismatched=(
+            *(
+                f"{key} {tuple(given[key].shape)} for {tuple(present[key].shape)}"
+                for key in both
+                if given[key].shape != present[key].shape
+                and not (key in widened and given[key].numel() == 1)
+            ),
+            *(
+                # snnTorch keeps the number of its reset mechanism here, and never reads it again.
+                f"{key} {int(given[key])} for {int(present[key])}"
+                for key in both
+                if key.endswith("reset_mechanism_val") and int(given[key]) != int(present[key])
+            ),
         ),
         recomputed=tuple(key for key in present if key in added and key not in both),
     )
@@ -143,3 +176,5 @@ def _refit(model: nn.Module, loaded: set[str]) -> None:
                 module.restore_threshold()
         if isinstance(module, QuantizedNeuron | QuantizedLayer):
             module.refit()
+        if isinstance(module, QuantizedNeuron):
+            module.check()

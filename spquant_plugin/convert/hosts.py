@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..errors import ConversionError
 from ..modules.host import Host, NeuronKind
 
 
@@ -43,6 +44,17 @@ class Hosts:
         return (host.layers for host in self.all)
 
 
+def require_model(model: object) -> nn.Module:
+    """Refuse what is not a network."""
+    if isinstance(model, nn.Module):
+        return model
+    name = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise ConversionError(
+        f"model = {name}: must be a torch.nn.Module. "
+        "Pass the network itself, not its class, its path or its state dict."
+    )
+
+
 def reset(model: nn.Module) -> None:
     """Bring every stateful module of either host to rest, converted or not, in this model only.
 
@@ -58,6 +70,6 @@ def reset(model: nn.Module) -> None:
     0.0
     """
     hosts = Hosts().all
-    for module in model.modules():
+    for module in require_model(model).modules():
         for host in hosts:
             host.reset(module)

@@ -57,6 +57,8 @@ def _obstacle(module: nn.Module, base: type[nn.Module]) -> str | None:
     for method in COMPUTES:
         if getattr(kind, method, None) is not getattr(base, method, None):
             return f"{kind.__name__} overrides {base.__name__}.{method}, which would be lost"
+        if method in module.__dict__:
+            return f"its {method} was replaced on this very object, which would bypass quantisation"
     weight = getattr(module, "weight", getattr(module, "V", None))
     if isinstance(weight, torch.Tensor) and nn.parameter.is_lazy(weight):
         return "its weight has no shape yet: run the model once first"
@@ -64,14 +66,15 @@ def _obstacle(module: nn.Module, base: type[nn.Module]) -> str | None:
         hasattr(module, "weight") and "weight" not in module._parameters
     ):
         return "its weight is computed from other parameters (weight_norm or the like)"
-    return _not_finite(weight)
+    bias = getattr(module, "bias", None)
+    return _not_finite("weight", weight) or (bias is not None and _not_finite("bias", bias)) or None
 
 
-def _not_finite(weight: torch.Tensor) -> str | None:
+def _not_finite(name: str, values: torch.Tensor) -> str | None:
     # One sum tells; counting the culprits is for the message only.
-    if bool(weight.detach().double().sum().isfinite()):
+    if bool(values.detach().double().sum().isfinite()):
         return None
-    bad = int((~weight.detach().isfinite()).sum())
+    bad = int((~values.detach().isfinite()).sum())
     if not bad:
         return None
-    return f"its weight holds {bad} NaN or infinite values of {weight.numel()}: all must be finite"
+    return f"its {name} holds {bad} NaN or infinite values of {values.numel()}: all must be finite"

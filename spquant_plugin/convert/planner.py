@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..config import SpQuantConfig, _Weights
-from ..errors import ConfigError, ConversionError, SelectionError, SpQuantError
+from ..errors import ConfigError, SelectionError, SpQuantError
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
-from .hosts import Hosts
+from .hosts import Hosts, require_model
 from .layers import layer_kind
 from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
 from .selection import Selection
@@ -46,15 +46,11 @@ def plan(
 
 
 def _check_arguments(model: object, config: object, on_unmatched: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConversionError(
-            f"model = {type(model).__name__}: must be a torch.nn.Module. "
-            "Pass the network itself, not its class or its state dict."
-        )
+    require_model(model)
     if not isinstance(config, SpQuantConfig):
         raise ConfigError(
-            f"config = {config!r}: must be a SpQuantConfig. "
-            "Use spq.SpQuantConfig(...) or one of spq.presets."
+            f"config = {type(config).__name__}: must be a SpQuantConfig. Use "
+            "spq.SpQuantConfig(...), one of spq.presets, or SpQuantConfig.from_dict of a dict."
         )
     if on_unmatched not in ("error", "warn", "ignore"):
         raise ConfigError(f"on_unmatched = {on_unmatched!r}: must be 'error', 'warn' or 'ignore'.")
@@ -81,6 +77,9 @@ class _Planner:
             self.trace = trace(model, sample, self._is_convertible)
         self.edges, self.readers = self._edges_and_readers()
 
+    def _is_neuron(self, module: nn.Module) -> bool:
+        return isinstance(module, QuantizedNeuron) or self.hosts.neuron_kind(module) is not None
+
     def _is_convertible(self, module: nn.Module) -> bool:
         known = self.hosts.neuron_kind(module) or layer_kind(module, self.hosts)
         return isinstance(module, QuantizedNeuron | QuantizedLayer) or known is not None
@@ -88,7 +87,9 @@ class _Planner:
     def _edges_and_readers(self) -> tuple[set[str], set[str]]:
         """First and last weight layer, and the layers that the raw input reaches."""
         recurrent = tuple(
-            f"{path}." for path, module in self.selection.modules if hasattr(module, "recurrent")
+            f"{path}.recurrent" if path else "recurrent"
+            for path, module in self.selection.modules
+            if hasattr(module, "recurrent") and self._is_neuron(module)
         )
         layers = [
             path
@@ -98,15 +99,14 @@ class _Planner:
             and not (recurrent and path.startswith(recurrent))
         ]
         if self.trace is not None:
-            called = self.trace.order
-            layers = [path for path in called if path in set(layers)]
+            known = set(layers)
+            layers = [path for path in self.trace.order if path in known]
             readers = {path for path in layers if self.trace.reads_input(path)}
         else:
             readers = set(layers[:1])
         return {*layers[:1], *layers[-1:]}, readers
 
     def build(self) -> ConversionPlan:
-        self._add_input_row()
         skipped: dict[str, str] = {}
         for path, module in self.selection.modules:
             inside = next((p for p in skipped if path.startswith(p + ".")), None)
@@ -116,6 +116,7 @@ class _Planner:
             part = self._add(path, module)
             if part:
                 skipped[path] = part
+        self._add_input_row()
         self._check_asked()
         return self.plan
 
@@ -130,15 +131,14 @@ class _Planner:
         """A neuron's surrogate is part of its row."""
         if not path:
             return False
-        parent = self.model.get_submodule(path.rpartition(".")[0])
-        return isinstance(parent, QuantizedNeuron) or self.hosts.neuron_kind(parent) is not None
+        return self._is_neuron(self.model.get_submodule(path.rpartition(".")[0]))
 
     def _add_input_row(self) -> None:
-        rule = self.config.input
-        if rule is not None:
-            where = ", ".join(sorted(self.readers)) or "no weight layer"
-            reason = f"quantised where it is read: {where}"
-            self.plan.rows.append(PlanRow(INPUT, "", "quantize", reason, None, str(rule.bits)))
+        steps = [step for step in self.plan.steps if isinstance(step, LayerStep) and step.input]
+        if steps:
+            reason = f"quantised where it is read: {', '.join(step.path for step in steps)}"
+            bits = ", ".join(sorted({str(step.input.bits) for step in steps if step.input}))
+            self.plan.rows.insert(0, PlanRow(INPUT, "", "quantize", reason, None, bits))
         elif self.trace is not None:
             reason = "used as it is"
             if not self.trace.integer_sample:
@@ -146,7 +146,7 @@ class _Planner:
                     ": the sample is not integer, so an integer network cannot take it. "
                     "Set input=UniformInput(...) for that"
                 )
-            self.plan.rows.append(PlanRow(INPUT, "", "keep", reason))
+            self.plan.rows.insert(0, PlanRow(INPUT, "", "keep", reason))
 
     def _add_inner(self, path: str, module: nn.Module, owner: str, part: str) -> None:
         """Modules inside one that is rebuilt, refused or already converted as a whole."""
@@ -212,6 +212,8 @@ class _Planner:
         if config.membrane is not None:
             parts.append(f"unit {float(twin.membrane_unit):.4g}")
             bits = f"{config.membrane.stored_bits} ({config.membrane.information_bits:.3g})"
+        if config.threshold is not None and config.threshold.per_channel:
+            parts.append(f"one threshold for each of {twin.threshold_bounds[0].numel()} channels")
         if "syn" in getattr(twin, "states", ()):
             parts.append("syn stays float32")
         if self.trace is not None and path not in self.trace.input_shapes:
@@ -238,10 +240,17 @@ class _Planner:
         bits = "32" if weights is None else str(weights.stored_bits)
         if input is not None:
             given += f"; input {input.bits} bit"
+        elif config is not None and config.input is not None and self._mixes_input(path, config):
+            given += "; its input is not the raw input alone, so input= does nothing here"
         if self.trace is not None and path not in self.trace.order:
             given += "; not called by the sample"
         self._row(path, module, "quantize", given, bits)
         return None
+
+    def _mixes_input(self, path: str, config: SpQuantConfig) -> bool:
+        """Whether a request for a quantised input cannot be met at this layer."""
+        reads = self.trace is not None and INPUT in self.trace.origins.get(path, ())
+        return reads or config is not self.config
 
     def _weights_for(self, path: str, config: SpQuantConfig | None) -> tuple[_Weights | None, str]:
         if config is None or config.weights is None:
@@ -275,11 +284,17 @@ class _Planner:
             return
         asked = {
             "neurons": any(c.changes_neurons for c in self.selection.configs),
-            "weight layers": any(c.changes_layers for c in self.selection.configs),
+            "weight layers": any(c.weights is not None for c in self.selection.configs),
+            "weight layers that read the raw input": any(
+                c.input is not None for c in self.selection.configs
+            ),
         }
         found = {
             "neurons": any(isinstance(step, NeuronStep) for step in self.plan.steps),
             "weight layers": any(isinstance(step, LayerStep) for step in self.plan.steps),
+            "weight layers that read the raw input": any(
+                isinstance(step, LayerStep) and step.input for step in self.plan.steps
+            ),
         }
         missing = [part for part in asked if asked[part] and not found[part]]
         if self.selection.is_limited and self.plan.steps:

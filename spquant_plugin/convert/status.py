@@ -11,6 +11,7 @@ from torch import nn
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from ..table import no_such_row, render
+from .hosts import require_model
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def status(model: nn.Module) -> Status:
     (model)  TernaryMembraneLIFNode  2 (1.58)  levels -1..1, unit 1, threshold 1
     """
     rows = []
-    for path, module in model.named_modules():
+    for path, module in require_model(model).named_modules():
         if isinstance(module, QuantizedNeuron):
             rows.append(_neuron_row(path, module))
         elif isinstance(module, QuantizedLayer):
@@ -83,7 +84,8 @@ def _neuron_row(path: str, neuron: QuantizedNeuron) -> StatusRow:
     low, high = float(values.min()), float(values.max())
     parts.append(f"threshold {low:.4g}" + (f"..{high:.4g}" if high > low else ""))
     if neuron.learnable_threshold is not None:
-        parts.append(f"learns ({neuron.learnable_threshold.gradient})")
+        each = f", {values.numel()} channels" if neuron.learnable_threshold.per_channel else ""
+        parts.append(f"learns ({neuron.learnable_threshold.gradient}{each})")
     if "syn" in getattr(neuron, "states", ()):
         parts.append("syn float32")
     return StatusRow(path, type(neuron).__name__, bits, ", ".join(parts))
@@ -100,6 +102,9 @@ def _layer_row(path: str, layer: QuantizedLayer) -> StatusRow:
         quantizer.train(was_training)
         zeros = float((weight == 0).double().mean())
         parts = [str(quantizer.rule), f"{zeros:.1%} zeros"]
+        bad = int((~layer.weight.isfinite()).sum())
+        if bad:
+            parts.append(f"{bad} NaN or infinite weights")
     if layer.input_quantizer is not None:
         parts.append(f"input {layer.input_quantizer.rule}")
     return StatusRow(path, type(layer).__name__, bits, ", ".join(parts))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import SampleError
@@ -37,8 +37,8 @@ class Trace:
     integer_sample: bool = True
 
     def reads_input(self, path: str) -> bool:
-        """Whether raw input reaches this module unchanged by any weight or neuron."""
-        return INPUT in self.origins.get(path, ())
+        """Whether nothing but raw input, changed by no weight or neuron, reaches this module."""
+        return self.origins.get(path) == frozenset({INPUT})
 
 
 class _Origins(TorchDispatchMode):
@@ -72,6 +72,8 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
     ``sample`` is what the model takes: a tensor, a tuple of positional arguments, or a dict of
     keyword arguments.
     """
+    # Clones, because a layer that works in place would change what the caller holds.
+    sample = tree_map_only(Tensor, Tensor.clone, sample)
     args, kwargs = as_arguments(sample)
     record, origins = Trace(), _Origins()
     record.integer_sample = all(
@@ -101,13 +103,15 @@ def as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of one call."""
     if isinstance(sample, Tensor):
         return (sample,), {}
-    if isinstance(sample, tuple | list) and sample:
+    holds_tensor = next(_tensors(sample), None) is not None
+    if isinstance(sample, tuple | list) and holds_tensor:
         return tuple(sample), {}
-    if isinstance(sample, dict) and sample:
+    if isinstance(sample, dict) and holds_tensor:
         return (), dict(sample)
     raise SampleError(
-        f"sample = {type(sample).__name__}: must be a tensor, a tuple of positional arguments or a "
-        "dict of keyword arguments. Pass what one call of the model takes."
+        f"sample = {type(sample).__name__} without a tensor: must be a tensor, or a tuple of "
+        "positional arguments or a dict of keyword arguments that holds one. Pass what one call "
+        "of the model takes."
     )
 
 

@@ -43,4 +43,4 @@ def quantize_input(x: Tensor, bits: int, low: float, high: float) -> Tensor:
     steps = wide * ((2**bits - 1) / (high - low))
     level = steps.round().clamp(lowest, highest).to(x.dtype)
     inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
-    return straight_through(x, level, torch.tensor(scale, dtype=x.dtype, device=x.device), inside)
+    return straight_through(x, level, x.new_full((), scale), inside)

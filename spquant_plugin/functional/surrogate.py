@@ -83,18 +83,34 @@ STEPS = {
 }
 
 
+# Distance, times the temperature, from which on a bump is zero to double precision.
+REACHES = {"sigmoid": 38.0, "arctan": math.inf, "triangle": 3.0, "piecewise": 3.0}
+
+
 def stacked_slope(
     z: Tensor, shifts: Sequence[float], *, shape: str = "sigmoid", temperature: float = 2.0
 ) -> Tensor:
     r"""Stacked surrogate :math:`\sum_k \mathrm{bump}(z - s_k)` of a quantiser (SGS).
 
+    The shifts ascend in steps of 1, as those of whole levels do.
+
     >>> stacked_slope(torch.tensor([0.0, 2.0]), shifts=(-0.5, 0.5))
     tensor([0.7864, 0.1036])
     """
-    bump = SLOPES[shape]
-    total = bump(z - shifts[0], temperature)
-    for shift in shifts[1:]:
-        total = total + bump(z - shift, temperature)
+    bump, count = SLOPES[shape], len(shifts)
+    reach = REACHES[shape] / temperature + 1
+    if count <= 2 * reach + 1:
+        total = bump(z - shifts[0], temperature)
+        for shift in shifts[1:]:
+            total = total + bump(z - shift, temperature)
+        return total
+    # Far bumps are zero to the last digit, so of many only those near z are summed.
+    nearest = (z - shifts[0]).round().clamp(0, count - 1)
+    total = torch.zeros_like(z)
+    for offset in range(-math.ceil(reach), math.ceil(reach) + 1):
+        index = nearest + offset
+        exists = (index >= 0) & (index < count)
+        total = total + bump(z - shifts[0] - index, temperature) * exists
     return total
 
 

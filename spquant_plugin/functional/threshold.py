@@ -21,8 +21,6 @@ from torch import Tensor
 
 from .surrogate import penalty_window
 
-GRADIENTS = ("gpw", "shared", "doubled")
-
 
 def threshold_window(distance: Tensor, gradient: str) -> Tensor | float:
     """Window that weighs the threshold's share of the gradient."""

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ConversionError
+
 SAWB_COEFFICIENTS = {4: (0.077, 1.013)}
 UNIFORM_RATIOS = 16
 
@@ -112,13 +114,13 @@ def tabulate(values: tuple[float, ...]) -> Levels:
     """Table of ascending dyadic magnitudes.
 
     >>> tabulate((0.0, 0.5, 1.0))
-    Levels(top=1.0, steps=4, resolution=2, table=tensor([0, 0, 1, 1, 2], dtype=torch.int16))
+    Levels(top=1.0, steps=4, resolution=2, table=tensor([0, 0, 1, 1, 2], dtype=torch.int32))
     """
     cuts = [(low + high) / 2 for low, high in pairwise(values)]
     steps = max(cut.as_integer_ratio()[1] for cut in cuts)
     resolution = max(value.as_integer_ratio()[1] for value in values)
     index = [sum(cut * steps < step for cut in cuts) for step in range(round(cuts[-1] * steps) + 2)]
-    table = torch.tensor([int(values[i] * resolution) for i in index], dtype=torch.int16)
+    table = torch.tensor([int(values[i] * resolution) for i in index], dtype=torch.int32)
     return Levels(values[-1], steps, resolution, table)
 
 
@@ -176,6 +178,10 @@ def search_alpha(rows: Tensor, levels: tuple[float, ...] | Levels, channels: boo
     levels = _tabulated(levels)
     magnitude = _magnitude(rows)
     top = _largest(magnitude, channels)
+    if not bool(top.isfinite().all()):
+        raise ConversionError(
+            "the weights hold NaN or infinite values: every weight must be finite. Repair them."
+        )
     empty = top == 0
     # In units of the largest weight's own power of two, which is exact, no square can underflow.
     unit = torch.exp2(torch.log2(top.masked_fill(empty, 1)).ceil())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import LearnableThreshold, _Membrane
+from ..config import LearnableThreshold, _Membrane, check_kind
 from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..functional.threshold import bounded_threshold, threshold_distance
@@ -31,6 +31,11 @@ class SelfFiring:
     largest_safe_unit: float
 
     def __str__(self) -> str:
+        if not self.largest_safe_unit:
+            return (
+                f"fires without input: its threshold is {self.threshold:.4g} above rest, so at "
+                "rest it is reached, whatever the unit. Raise the threshold."
+            )
         return (
             f"fires without input: a silent neuron may store level {self.level}, and "
             f"{self.decay:.4g} * {self.level} * unit {self.unit:.4g} reaches the threshold "
@@ -76,6 +81,8 @@ class QuantizedNeuron(nn.Module):
         channels: int | None = None,
     ) -> None:
         """Add the unit and, where it learns, the threshold's parameter and bounds."""
+        check_kind(self, "membrane", membrane, _Membrane)
+        check_kind(self, "learnable_threshold", learnable_threshold, LearnableThreshold)
         self.membrane = membrane
         self.learnable_threshold = learnable_threshold
         unit = None if membrane is None else torch.zeros((), dtype=self._constant_dtype())
@@ -143,6 +150,12 @@ class QuantizedNeuron(nn.Module):
             self.threshold_bounds.copy_(torch.stack([lower, value * high]))
 
     def _fresh_unit(self, membrane: _Membrane, threshold: float) -> float:
+        decay = self.largest_decay()
+        if not math.isfinite(threshold) or not math.isfinite(decay):
+            raise ConversionError(
+                f"{type(self).__name__}: threshold {threshold:g} and decay {decay:g} must be "
+                "finite. Repair the neuron's parameters."
+            )
         if isinstance(membrane.unit, float):
             return membrane.unit
         if threshold <= self.rest:
@@ -150,7 +163,6 @@ class QuantizedNeuron(nn.Module):
                 f"{type(self).__name__}: threshold {threshold:g} is not above the rest potential "
                 f"{self.rest:g}, so it gives the membrane no unit. Set unit= to a number."
             )
-        decay = self.largest_decay()
         return fm.default_unit(threshold, self.rest, decay, membrane.default_unit_factor)
 
     def _silent_threshold(self, value: Tensor) -> float:
@@ -160,6 +172,9 @@ class QuantizedNeuron(nn.Module):
             return self.rest + margin
         level, unit = self.silent_level(), float(self.membrane_unit)  # type: ignore[arg-type]
         return self.rest + self.largest_decay() * level * unit + margin
+
+    def check(self) -> None:
+        """Refuse constants under which the host's way of resetting cannot work."""
 
     def lowest_threshold(self) -> float:
         """Threshold below which the host's way of resetting would no longer work."""
@@ -228,7 +243,8 @@ class QuantizedNeuron(nn.Module):
         height = self.smallest_threshold() - self.rest
         reached = decay * level * unit
         if reached > height or (reached == height and self.fires_on_threshold):
-            return SelfFiring(decay, unit, height, level, height / (decay * level))
+            safe = height / (decay * level) if height > 0 else 0.0
+            return SelfFiring(decay, unit, height, level, safe)
         return None
 
     def neuron_repr(self) -> str:

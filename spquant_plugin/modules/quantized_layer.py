@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import UniformInput, _Weights
+from ..config import UniformInput, _Weights, check_kind
 from ..functional.weights import per_channel
 from .input_quantizer import InputQuantizer
 from .weight_quantizer import WeightQuantizer, build_weight_quantizer
@@ -28,6 +28,7 @@ class QuantizedLayer(nn.Module):
     bias: Any
     weight_quantizer: WeightQuantizer | None
     input_quantizer: InputQuantizer | None
+    plain_class: type[nn.Module] | None = None  # what it was made from, for the way back
 
     def __init__(
         self,
@@ -46,13 +47,16 @@ class QuantizedLayer(nn.Module):
         """Quantised twin of a layer: it shares the layer's parameters, mode and hooks."""
         twin = cls.__new__(cls)
         twin.__dict__.update(
-            {name: _shallow(value) for name, value in layer.__dict__.items()},
+            {name: shallow(value) for name, value in layer.__dict__.items()},
         )
+        twin.plain_class = type(layer)
         twin.quantize(weights, input)
         return twin
 
     def quantize(self, weights: _Weights | None, input: UniformInput | None = None) -> None:
         """Install the quantisers and fit them to the present weight."""
+        check_kind(self, "weights", weights, _Weights)
+        check_kind(self, "input", input, UniformInput)
         rows = self.rows(self.weight)
         self.weight_quantizer = build_weight_quantizer(weights, rows.shape[0]) if weights else None
         self.input_quantizer = InputQuantizer(input) if input else None
@@ -131,7 +135,7 @@ def _is_float16(x: Tensor) -> bool:
     return x.dtype == torch.float16
 
 
-def _shallow(value: Any) -> Any:
+def shallow(value: Any) -> Any:
     """Containers are copied, so that the twin's own modules do not appear in the original."""
     return value.copy() if isinstance(value, dict) else value
 

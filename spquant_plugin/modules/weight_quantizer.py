@@ -6,6 +6,8 @@ of None means that the levels already carry it, which is exact for powers of two
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class DyadicQuantizer(WeightQuantizer):
         self.top, self.steps, self.resolution = levels.top, levels.steps, levels.resolution
         self.register_buffer("table", levels.table.clone(), persistent=False)
         self.register_buffer("alpha", torch.ones(channels if self.channels else 1))
-        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("seen", torch.zeros(()))
 
     @property
     def levels(self) -> fw.Levels:
@@ -68,9 +70,17 @@ class DyadicQuantizer(WeightQuantizer):
         self.alpha.copy_(fw.search_alpha(rows, self.levels, self.channels))
         self.seen.copy_(_energy(rows))
 
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        super()._apply(*args, **options)
+        self.seen = self.seen.float()  # half precision would not see a weight change
+        return self
+
     @torch.no_grad()
     def _follow(self, rows: Tensor) -> None:
-        energy = _energy(rows).to(self.seen.dtype)
+        energy = _energy(rows)
+        readable = energy.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and bool(energy == self.seen):
+            return  # the comparison below would come to the same, after three errors for nothing
         refined = fw.refine_alpha(rows, self.alpha, self.levels, self.channels)
         self.alpha.copy_(torch.where(energy == self.seen, self.alpha, refined))
         self.seen.copy_(energy)

@@ -56,9 +56,11 @@ class SnnTorchHost(Host):
             return None
         if isinstance(module, SpikingNeuron) or kind.__module__.startswith("snntorch._neurons"):
             listed = ", ".join(twin.__name__ for twin in TWINS)
-            return NeuronKind(
-                "refuse", f"{kind.__name__} has dynamics of its own: convertible are {listed}"
-            )
+            parent = next((base for base in kind.__mro__[1:] if base in TWINS), None)
+            what = "has dynamics of its own"
+            if parent is not None:
+                what = f"is a subclass of {parent.__name__} with code of its own"
+            return NeuronKind("refuse", f"{kind.__name__} {what}: convertible are {listed}")
         return None
 
     def build_neuron(
@@ -112,7 +114,7 @@ def _build(neuron: nn.Module, config: SpQuantConfig, channels: int | None) -> nn
     carry_over(new, neuron, but=STATES)
     new.state_function = None  # the host's dispatch, which our forward does not use
     new.install(config.membrane, config.threshold, channels)
-    new.check_delayed_reset()
+    new.check()
     return new
 
 

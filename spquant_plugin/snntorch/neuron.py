@@ -77,7 +77,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             )
         self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
         self.install(membrane, learnable_threshold, channels)
-        self.check_delayed_reset()
+        self.check()
 
     def __init_subclass__(cls) -> None:
         # Shows the host's own arguments, which __init__ only passes on.
@@ -87,7 +87,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         taken = [*inspect.signature(host).parameters.values(), *added]
         cls.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
 
-    def check_delayed_reset(self) -> None:
+    def check(self) -> None:
         """Refuse a unit under which a neuron that fired would not be seen to have fired."""
         if self.membrane is None or not self.reset_delay or self.reset_mechanism == "none":
             return
@@ -119,6 +119,9 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             names = " or ".join(f"`{name}`" for name in given)
             raise TypeError(f"{names} should not be passed as an argument while `init_hidden=True`")
         current = input_.to(state_dtype(input_))
+        if self.fired.shape == self.mem.shape:
+            # What fired stored a level above 0: a membrane that the host has cleared since did not.
+            self.fired = self.fired & (self.mem > 0)
         for name in self.states:
             state = given.get(name)
             state = getattr(self, name) if state is None else state

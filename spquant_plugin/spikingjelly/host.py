@@ -44,9 +44,11 @@ class SpikingJellyHost(Host):
             base_class.__module__.startswith(NEURON_PACKAGE) for base_class in kind.__mro__
         ):
             listed = ", ".join(twin.__name__ for twin in TWINS)
-            return NeuronKind(
-                "refuse", f"{kind.__name__} has dynamics of its own: convertible are {listed}"
-            )
+            parent = next((base for base in kind.__mro__[1:] if base in TWINS), None)
+            what = "has dynamics of its own"
+            if parent is not None:
+                what = f"is a subclass of {parent.__name__} with code of its own"
+            return NeuronKind("refuse", f"{kind.__name__} {what}: convertible are {listed}")
         if isinstance(module, base.MemoryModule):
             return NeuronKind("keep", "stateful, but no spiking neuron")
         return None

@@ -850,3 +850,14 @@ def test_self_firing_is_strict_as_the_host_fires():
     _, mem = neuron(torch.tensor([[0.9]]))
     spk, _ = neuron(torch.tensor([[0.0]]), mem)
     assert spk.item() == 1
+
+
+def test_the_hosts_reset_also_clears_what_a_delayed_reset_remembers():
+    lif = st.TernaryLeaky(beta=0.5, reset_mechanism="zero")
+    lif(torch.tensor([[1.5]]))
+    utils.reset(torch.nn.Sequential(lif))
+    handed_in = torch.tensor([[1.0]])
+    fresh = st.TernaryLeaky(beta=0.5, reset_mechanism="zero")
+    current = torch.tensor([[0.6]])
+    assert torch.equal(lif(current, handed_in)[0], fresh(current, handed_in)[0])
+    assert lif(current, handed_in)[0].item() == 0.0
