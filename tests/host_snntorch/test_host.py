@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import snntorch as snn
@@ -775,3 +776,10 @@ def test_layers_of_every_kind_are_quantised_ones_afterwards(case):
         if isinstance(module, nn.Linear | nn.Conv2d):
             assert isinstance(net.get_submodule(path), QuantizedLayer), path
             assert isinstance(net.get_submodule(path), type(module)), path
+
+
+def test_trap_9_the_exporter_would_take_ours_for_plain_neurons_and_the_pages_say_so():
+    """``export_to_nir`` asks ``isinstance`` only, and NIR has no word for a quantised membrane."""
+    assert issubclass(st.TernaryLeaky, snn.Leaky)
+    page = Path(__file__).parents[2] / "docs/how-to/troubleshooting.rst"
+    assert "export_to_nir" in page.read_text()
