@@ -751,6 +751,18 @@ def test_fold_keeps_ties_and_one_to_one_weights():
     tied[2].weight = tied[0].weight
     plain = spq.fold(spq.convert(tied, QUANT))
     assert plain[0].weight is plain[2].weight
+
+    # The same weight at an edge (8 bit), inside (2 bit) and in a layer that was left alone.
+    mixed = nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(3, 3), neuron.LIFNode())))
+    for at in (2, 4):
+        mixed[at].weight = mixed[0].weight
+    net = spq.convert(mixed, QUANT, exclude="4").eval()
+    plain = spq.fold(net)
+    assert torch.equal(plain[0].weight, net[0].effective_weight())
+    assert torch.equal(plain[2].weight, net[2].effective_weight())
+    assert torch.equal(plain[4].weight, mixed[4].weight)
+    assert not torch.equal(plain[0].weight, plain[2].weight)
+
     net = nn.Sequential(nn.Linear(5, 6), snn.RLeaky(0.9, all_to_all=False, V=0.3, init_hidden=True))
     net = spq.convert(net, spq.SpQuantConfig(weights=spq.UniformWeights(4))).eval()
     plain, x = spq.fold(net), events(2, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..modules.quantized_layer import QuantizedLayer, shallow
@@ -30,17 +30,46 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLayer):
             _check(path, layer)
     model = copy_at_rest(model)
-    folded: dict[int, nn.Parameter] = {}
+    ties = _Ties()
+    for parent in list(model.modules()):
+        for layer in parent.children():
+            if isinstance(layer, QuantizedLayer):
+                ties.hold(parent, layer)
     for layer in list(model.modules()):
         if isinstance(layer, QuantizedLayer):
-            model = _replace(model, layer, _plain(layer, folded))
-    for module in model.modules():  # whoever else held such a weight: ties stay ties
-        for name, parameter in module._parameters.items():
-            if id(parameter) in folded:
-                module._parameters[name] = folded[id(parameter)]
+            model = _replace(model, layer, _plain(layer, ties))
     for host in Hosts().all:
         host.enter(model)
     return model
+
+
+class _Ties:
+    """Weights that several modules share, which stay shared where they still agree.
+
+    One weight under two rules (an edge and a hidden layer, say) folds into two.
+    """
+
+    def __init__(self) -> None:
+        self._folded: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._owners: list[tuple[nn.Module, str, QuantizedLayer]] = []
+
+    def hold(self, parent: nn.Module, layer: QuantizedLayer) -> None:
+        """Remember a parent that holds its child's weight as its own, as RLeaky does with V."""
+        for name, parameter in parent._parameters.items():
+            if parameter is not None and parameter is layer.weight:
+                self._owners.append((parent, name, layer))
+
+    def fold(self, layer: QuantizedLayer, value: Tensor) -> nn.Parameter:
+        """The one new parameter for this weight and this value."""
+        for old, new in self._folded:
+            if old is layer.weight and torch.equal(new, value):
+                return new
+        new = nn.Parameter(value, requires_grad=layer.weight.requires_grad)
+        self._folded.append((layer.weight, new))
+        for parent, name, child in self._owners:
+            if child is layer:
+                parent._parameters[name] = new
+        return new
 
 
 def _check(path: str, layer: QuantizedLayer) -> None:
@@ -52,7 +81,7 @@ def _check(path: str, layer: QuantizedLayer) -> None:
         )
 
 
-def _plain(layer: QuantizedLayer, folded: dict[int, nn.Parameter]) -> nn.Module:
+def _plain(layer: QuantizedLayer, ties: _Ties) -> nn.Module:
     training = layer.training
     layer.eval()
     base = layer.plain_class or _plain_class(layer)
@@ -62,11 +91,9 @@ def _plain(layer: QuantizedLayer, folded: dict[int, nn.Parameter]) -> nn.Module:
         plain._modules.pop(name, None)
         plain.__dict__.pop(name, None)
     name = "weight" if "weight" in layer._parameters else "V"
-    old = layer.weight
     value = layer.effective_weight().detach().clone()
     if name in layer._parameters:
-        new = nn.Parameter(value, requires_grad=old.requires_grad)
-        plain._parameters[name] = folded.setdefault(id(old), new)
+        plain._parameters[name] = ties.fold(layer, value)
     else:
         plain.__dict__[name] = value
     return plain.train(training)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 from torch import nn
 
@@ -30,6 +29,8 @@ class Hosts:
 
     def __init__(self) -> None:
         self.all = loaded_hosts() or [Host()]
+        # From the class of a weight layer to its quantised class.
+        self.layers = {kind: twin for host in self.all for kind, twin in host.layers.items()}
 
     def neuron_kind(self, module: nn.Module) -> tuple[Host, NeuronKind] | None:
         """The host that knows this stateful module, and what it says of it."""
@@ -38,10 +39,6 @@ class Hosts:
             if kind is not None:
                 return host, kind
         return None
-
-    def layer_tables(self) -> Iterator[dict]:
-        """Tables from a layer's class to its quantised class."""
-        return (host.layers for host in self.all)
 
 
 def require_model(model: object) -> nn.Module:

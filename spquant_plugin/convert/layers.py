@@ -43,10 +43,9 @@ def layer_kind(module: nn.Module, hosts: Hosts) -> LayerKind | None:
     if isinstance(module, REFUSED):
         name = type(module).__name__
         return LayerKind(None, f"{name} has no quantised version: supported are {SUPPORTED}")
-    table = {kind: twin for part in hosts.layer_tables() for kind, twin in part.items()}
     for base in type(module).__mro__:
-        if base in table:
-            return LayerKind(table[base], _obstacle(module, base))
+        if base in hosts.layers:
+            return LayerKind(hosts.layers[base], _obstacle(module, base))
     return None
 
 
@@ -66,15 +65,17 @@ def _obstacle(module: nn.Module, base: type[nn.Module]) -> str | None:
         hasattr(module, "weight") and "weight" not in module._parameters
     ):
         return "its weight is computed from other parameters (weight_norm or the like)"
-    bias = getattr(module, "bias", None)
-    return _not_finite("weight", weight) or (bias is not None and _not_finite("bias", bias)) or None
+    return None
 
 
-def _not_finite(name: str, values: torch.Tensor) -> str | None:
-    # One sum tells; counting the culprits is for the message only.
-    if bool(values.detach().double().sum().isfinite()):
-        return None
-    bad = int((~values.detach().isfinite()).sum())
-    if not bad:
-        return None
-    return f"its {name} holds {bad} NaN or infinite values of {values.numel()}: all must be finite"
+def not_finite(module: nn.Module) -> str | None:
+    """Reason to refuse a layer whose own parameters hold NaN or infinity."""
+    for name, values in module._parameters.items():
+        # One sum tells; counting the culprits is for the message only.
+        if values is None or bool(values.detach().double().sum().isfinite()):
+            continue
+        bad = int((~values.detach().isfinite()).sum())
+        if bad:
+            held = f"{bad} NaN or infinite values of {values.numel()}"
+            return f"its {name} holds {held}: all must be finite"
+    return None

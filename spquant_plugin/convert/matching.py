@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -54,11 +54,6 @@ def closest(selectors: Iterable[str], path: str, module: nn.Module) -> str | Non
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def is_exact(selector: str, path: str) -> bool:
-    """Whether the selector is this very path."""
-    return selector == path
-
-
 def as_selectors(given: str | Iterable[str] | None, name: str) -> tuple[str, ...] | None:
     """One selector or several, as a tuple."""
     if given is None:
@@ -73,12 +68,9 @@ def as_selectors(given: str | Iterable[str] | None, name: str) -> tuple[str, ...
     return selectors
 
 
-def unmatched(
-    selectors: Iterable[str], modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]]
-) -> list[str]:
+def unmatched(selectors: Iterable[str], modules: list[tuple[str, nn.Module]]) -> list[str]:
     """Selectors that fit no module."""
-    pairs = list(modules.items() if isinstance(modules, Mapping) else modules)
-    return [s for s in selectors if not any(rank(s, path, module) for path, module in pairs)]
+    return [s for s in selectors if not any(rank(s, path, module) for path, module in modules)]
 
 
 def explain_unmatched(selector: str, origin: str, modules: Iterable[tuple[str, nn.Module]]) -> str:

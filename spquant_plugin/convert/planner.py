@@ -13,7 +13,7 @@ from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from .hosts import Hosts, require_model
-from .layers import layer_kind
+from .layers import layer_kind, not_finite
 from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
 from .selection import Selection
 from .trace import INPUT, Trace, trace
@@ -42,7 +42,7 @@ def plan(
     """
     _check_arguments(model, config, on_unmatched)
     selection = Selection(model, config, include, exclude, on_unmatched)
-    return _Planner(model, config, sample, selection, on_unmatched).build()
+    return _Planner(model, config, sample, selection).build()
 
 
 def _check_arguments(model: object, config: object, on_unmatched: object) -> None:
@@ -65,10 +65,8 @@ class _Planner:
         config: SpQuantConfig,
         sample: Any,
         selection: Selection,
-        on_unmatched: str,
     ) -> None:
         self.model, self.config, self.selection = model, config, selection
-        self.on_unmatched = on_unmatched
         self.hosts = Hosts()
         self.plan = ConversionPlan()
         selection.check_shared(self._is_convertible)
@@ -86,17 +84,17 @@ class _Planner:
 
     def _edges_and_readers(self) -> tuple[set[str], set[str]]:
         """First and last weight layer, and the layers that the raw input reaches."""
-        recurrent = tuple(
+        recurrent = {
             f"{path}.recurrent" if path else "recurrent"
             for path, module in self.selection.modules
             if hasattr(module, "recurrent") and self._is_neuron(module)
-        )
+        }
         layers = [
             path
             for path, module in self.selection.modules
             if layer_kind(module, self.hosts)
             and self.selection.alias_of(path) is None
-            and not (recurrent and path.startswith(recurrent))
+            and path not in recurrent
         ]
         if self.trace is not None:
             known = set(layers)
@@ -233,6 +231,7 @@ class _Planner:
         if weights is None and input is None:
             self._row(path, module, "keep", reason or given)
             return "kept" if target is None else None
+        refusal = refusal or not_finite(module)
         if target is None or refusal is not None:
             self._row(path, module, "refuse", refusal or "no quantised version")
             return "refused"
@@ -280,7 +279,7 @@ class _Planner:
 
     def _check_asked(self) -> None:
         """Something was asked for: then something must have matched."""
-        if self.on_unmatched == "ignore" or self.plan.refused:
+        if self.selection.on_unmatched == "ignore" or self.plan.refused:
             return
         asked = {
             "neurons": any(c.changes_neurons for c in self.selection.configs),

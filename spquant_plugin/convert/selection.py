@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import SpQuantConfig
 from ..errors import SelectionError, SpQuantError, SpQuantWarning
-from .matching import as_selectors, closest, explain_unmatched, is_exact, unmatched
+from .matching import as_selectors, closest, explain_unmatched, unmatched
 
 
 class Selection:
@@ -50,11 +50,6 @@ class Selection:
         first = self._first[id(self._by_path[path])]
         return first if first != path else None
 
-    def aliases(self, path: str) -> list[str]:
-        """Every path of a module."""
-        module = self._by_path[path]
-        return [other for other, candidate in self.modules if candidate is module]
-
     def config_for(self, path: str) -> tuple[SpQuantConfig | None, str]:
         """What a module gets, and the reason where that is nothing."""
         module = self._by_path[path]
@@ -70,7 +65,7 @@ class Selection:
 
     def names_exactly(self, path: str) -> bool:
         """Whether an override names this very path: then its ``weights`` serve an edge as well."""
-        return any(is_exact(selector, path) for selector in self.config.overrides)
+        return path in self.config.overrides
 
     def complain(self, message: str, error: type[SpQuantError]) -> None:
         """Raise, warn or say nothing, as ``on_unmatched`` asks."""

@@ -46,7 +46,6 @@ class NeuronKind:
 class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
-    name = "torch"
     layers: dict[type[nn.Module], type[QuantizedLayer]] = TORCH_LAYERS
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:

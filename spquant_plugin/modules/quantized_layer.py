@@ -46,9 +46,7 @@ class QuantizedLayer(nn.Module):
     ) -> QuantizedLayer:
         """Quantised twin of a layer: it shares the layer's parameters, mode and hooks."""
         twin = cls.__new__(cls)
-        twin.__dict__.update(
-            {name: shallow(value) for name, value in layer.__dict__.items()},
-        )
+        twin.__dict__.update({name: shallow(value) for name, value in layer.__dict__.items()})
         twin.plain_class = type(layer)
         twin.quantize(weights, input)
         return twin
@@ -89,20 +87,14 @@ class QuantizedLayer(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with, in the weight's own layout."""
-        if self.weight_quantizer is None:
-            return self.weight
-        levels, scale = self.weight_quantizer(self.rows(self.weight))
-        rows = levels if scale is None else (levels * scale).to(self.weight.dtype)
-        return self.unrows(rows)
+        return self._scaled(*self.quantized_weight())
 
-    def _scaled(
-        self, x: Tensor, step: float | None, levels: Tensor, scale: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Input and levels with their scales inside, which is not exact."""
-        if scale is not None:
-            rows = self.rows(levels)
-            levels = self.unrows((rows * per_channel(scale, rows)).to(levels.dtype))
-        return (x if step is None else x * step), levels
+    def _scaled(self, levels: Tensor, scale: Tensor | None) -> Tensor:
+        """Levels with their scale inside, which is not exact."""
+        if scale is None:
+            return levels
+        rows = self.rows(levels)
+        return self.unrows((rows * per_channel(scale, rows)).to(levels.dtype))
 
     def run(self, operation: Operation, x: Tensor, channel_dim: int) -> Tensor:
         """Apply ``operation(x, levels)``, then the scales, then the bias.
@@ -115,7 +107,7 @@ class QuantizedLayer(nn.Module):
             x, step = self.input_quantizer(x)
         if _is_float16(x):
             # Sums of whole numbers leave float16's range; there the scales go in first.
-            x, levels = self._scaled(x, step, levels, scale)
+            levels, x = self._scaled(levels, scale), x if step is None else x * step
             scale = step = None
         y = operation(x, levels)
         dtype = y.dtype

@@ -45,7 +45,6 @@ STATES = ("mem", "syn", "spk", "fired", "reset")
 class SnnTorchHost(Host):
     """snnTorch 1."""
 
-    name = "snnTorch"
     layers = TABLE
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:

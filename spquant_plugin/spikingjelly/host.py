@@ -31,7 +31,6 @@ NEURON_PACKAGE = neuron.__name__
 class SpikingJellyHost(Host):
     """SpikingJelly 2."""
 
-    name = "SpikingJelly"
     layers = LAYERS
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
