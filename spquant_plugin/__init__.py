@@ -8,6 +8,7 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
 from . import errors, functional, presets
+from .analysis import Report, analyze, compare
 from .config import (
     AdditivePowerOfTwoWeights,
     BinaryMembrane,
@@ -45,6 +46,7 @@ __all__ = [
     "LearnableThreshold",
     "LoadReport",
     "PowerOfTwoWeights",
+    "Report",
     "SpQuantConfig",
     "SpQuantError",
     "SpQuantWarning",
@@ -56,7 +58,9 @@ __all__ = [
     "UniformMembrane",
     "UniformWeights",
     "__version__",
+    "analyze",
     "calibrate",
+    "compare",
     "convert",
     "convert_",
     "errors",
@@ -71,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _ModuleType:
-    """Load a host on its first use: ``spq.spikingjelly``, ``spq.snntorch``."""
-    if name in ("spikingjelly", "snntorch"):
+    """Load on first use what needs more than torch: the hosts, the networks, the data."""
+    if name in ("spikingjelly", "snntorch", "models", "data"):
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

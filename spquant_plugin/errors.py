@@ -33,6 +33,18 @@ class CheckpointError(SpQuantError, ValueError):
     """A checkpoint holds values that cannot be loaded."""
 
 
+class ModelError(SpQuantError, ValueError):
+    """A network is asked for that does not exist or cannot take this size."""
+
+
+class AnalysisError(SpQuantError, ValueError):
+    """A report cannot be made from what was given."""
+
+
+class DataError(SpQuantError, ValueError):
+    """A data set is asked for that cannot be made, or a recording cannot be used."""
+
+
 class PackingError(SpQuantError, ValueError):
     """Numbers do not fit the bytes they should go into or came from."""
 
@@ -47,6 +59,10 @@ class SpQuantWarning(UserWarning):
 
 class SelfFiringWarning(SpQuantWarning):
     """A silent neuron would fire without input: its stored membrane reaches the threshold."""
+
+
+class DataWarning(SpQuantWarning):
+    """A stored data set was not usable and is made again."""
 
 
 class CheckpointWarning(SpQuantWarning):

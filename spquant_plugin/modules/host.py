@@ -66,6 +66,10 @@ class Host:
         """Pairs of a running state and the value it has at rest."""
         return ()
 
+    def named_states(self, module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """Running states by name; a state may be several tensors under one name."""
+        return ()
+
     def reset(self, module: nn.Module) -> None:
         """Bring one module to rest, if it is of this host."""
 

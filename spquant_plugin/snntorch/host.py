@@ -81,6 +81,13 @@ class SnnTorchHost(Host):
             if isinstance(value, torch.Tensor) and _is_state(module, name):
                 yield value, torch.zeros_like(value)
 
+    def named_states(self, module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+        if isinstance(module, SpikingNeuron):
+            for name in dict.fromkeys((*STATES, *module._buffers)):
+                value = getattr(module, name, None)
+                if isinstance(value, torch.Tensor) and _is_state(module, name):
+                    yield name, value
+
     def reset(self, module: nn.Module) -> None:
         if not isinstance(module, SpikingNeuron):
             return

@@ -91,6 +91,17 @@ class SpikingJellyHost(Host):
         if getattr(module, "v_seq", None) is not None:
             yield module.v_seq, None
 
+    def named_states(self, module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+        held: list[tuple[str, Any]] = []
+        if isinstance(module, base.MemoryModule):
+            held = [*module.named_memories(), ("v_seq", getattr(module, "v_seq", None))]
+        elif isinstance(module, neuron.NonSpikingBaseNode):
+            held = [("v", getattr(module, "v", None))]
+        for name, value in held:
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, torch.Tensor):
+                    yield name, part
+
     def reset(self, module: nn.Module) -> None:
         ours = isinstance(module, base.MemoryModule) or any(
             kind.__module__.startswith("spikingjelly.") for kind in type(module).__mro__

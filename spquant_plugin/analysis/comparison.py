@@ -1,0 +1,133 @@
+"""Reports side by side, with ratios against the first."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AnalysisError
+from ..table import render
+from .plots import plot_comparison
+from .report import Report
+from .units import bytes_text, ratio_text, table_markdown
+
+PARTS = ("weight", "membrane", "spike", "other", "total")
+
+
+HEADER = (
+    *("model", "mode", "weights", "ratio", "membranes", "ratio"),
+    *("spikes", "ratio", "total", "ratio", "other"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row per report. A ratio says how many times smaller a row is than the first."""
+
+    names: tuple[str, ...]
+    reports: tuple[Report, ...]
+
+    def ratio(self, index: int, part: str) -> float | None:
+        """First report over this one; None where this one has none of it."""
+        first, own = (
+            getattr(report.memory, f"{part}_bytes")
+            for report in (self.reports[0], self.reports[index])
+        )
+        return first / own if own else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``rows`` holds for each report its name, mode, bytes and ratios."""
+        rows = []
+        for index, (name, report) in enumerate(zip(self.names, self.reports, strict=True)):
+            sizes = {f"{part}_bytes": getattr(report.memory, f"{part}_bytes") for part in PARTS}
+            ratios = {part: self.ratio(index, part) for part in PARTS}
+            rows.append({"name": name, "mode": report.memory.mode, **sizes, "ratios": ratios})
+        return {"rows": rows}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        lines = []
+        for index, (name, report) in enumerate(zip(self.names, self.reports, strict=True)):
+            cells = [name, report.memory.mode]
+            for part in ("weight", "membrane", "spike", "total"):
+                cells.append(bytes_text(getattr(report.memory, f"{part}_bytes")))
+                cells.append(ratio_text(self.ratio(index, part)))
+            lines.append((*cells, bytes_text(report.memory.other_bytes)))
+        return lines
+
+    def table(self) -> str:
+        """The comparison as text."""
+        return "\n".join([render(HEADER, self._lines()), "", *self._footnotes()])
+
+    __str__ = table
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def to_markdown(self) -> str:
+        """The comparison as a Markdown table."""
+        body = table_markdown(HEADER, self._lines(), text_columns=(0, 1))
+        return "\n\n".join([body, *self._footnotes()]) + "\n"
+
+    def _footnotes(self) -> list[str]:
+        modes = {report.memory.mode for report in self.reports}
+        parts = "weights + membranes + spikes"
+        total = f"total = {parts}"
+        if modes == {"measured"}:
+            total += " + other"
+        elif "measured" in modes:
+            total += ", and other where measured"
+        return [f"bytes per sample; 2x is half of {self.names[0]}; {total}"]
+
+    def plot(self) -> Any:
+        """A matplotlib figure: a stacked bar for each report."""
+        return plot_comparison(self.names, [report.memory for report in self.reports])
+
+
+def compare(*reports: Report, names: Sequence[str] | None = None) -> Comparison:
+    """Set reports side by side, with ratios against the first.
+
+    ``names`` label the rows; without them the models' class names do.
+
+    >>> import torch, spquant_plugin as spq
+    >>> from spikingjelly.activation_based import layer, neuron
+    >>> net = torch.nn.Sequential(layer.Linear(4, 8), neuron.LIFNode())
+    >>> ternary = spq.convert(net, spq.SpQuantConfig(membrane=spq.TernaryMembrane()))
+    >>> x = torch.zeros(1, 4)
+    >>> both = spq.compare(spq.analyze(net, x), spq.analyze(ternary, x), names=["float", "ternary"])
+    >>> both.to_dict()["rows"][1]["ratios"]["membrane"]
+    16.0
+    """
+    if not reports:
+        raise AnalysisError("compare() received no report: it needs at least one. Pass reports.")
+    for position, report in enumerate(reports, 1):
+        if not isinstance(report, Report):
+            raise AnalysisError(
+                f"compare: argument {position} is {type(report).__name__}: each must be a Report. "
+                "Pass what spq.analyze(model, sample) returns."
+            )
+    if names is None:
+        return Comparison(_own_names(reports), reports)
+    if isinstance(names, str) or len(names) != len(reports):
+        count = "one string" if isinstance(names, str) else f"{len(names)} names"
+        raise AnalysisError(
+            f"names = {names!r}: {count} for {len(reports)} reports: there must be a list with "
+            "one name for each. Leave names out for the models' class names."
+        )
+    return Comparison(tuple(map(str, names)), reports)
+
+
+def _own_names(reports: Sequence[Report]) -> tuple[str, ...]:
+    """Class names, numbered where several models share one."""
+    total, seen, names = Counter(report.model for report in reports), Counter[str](), []
+    for report in reports:
+        seen[report.model] += 1
+        number = f" {seen[report.model]}" if total[report.model] > 1 else ""
+        names.append(report.model + number)
+    return tuple(names)

@@ -1,0 +1,98 @@
+"""What a module is to an analysis, and which of its tensors are weights, states or neither."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..convert.hosts import Hosts
+from ..convert.layers import layer_kind
+from ..modules.input_quantizer import InputQuantizer
+from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_layer import QuantizedLayer
+from ..modules.weight_quantizer import WeightQuantizer
+
+MEMBRANES = ("v", "mem")
+# What a neuron emits; these are its spikes of the step before, kept for the recurrence.
+SPIKES = ("spk",)
+# Recomputed from the membrane in each step, or only a recording of it. ``fired`` is the second part
+# of a stored membrane, see ``membrane_bits``.
+DERIVED = ("reset", "fired", "v_seq")
+# Read by training alone.
+TRAINING_ONLY = ("num_batches_tracked",)
+
+
+def kind_of(module: nn.Module, hosts: Hosts) -> str:
+    """weights, neuron, state, norm or other."""
+    if isinstance(module, QuantizedNeuron):
+        return "neuron"
+    if isinstance(module, QuantizedLayer) or layer_kind(module, hosts) is not None:
+        return "weights"
+    known = hosts.neuron_kind(module)
+    if known is not None:
+        return "state" if known[1].action == "keep" else "neuron"
+    if isinstance(module, nn.modules.batchnorm._NormBase) or "Norm" in type(module).__name__:
+        return "norm"
+    return "other"
+
+
+def is_part(module: nn.Module) -> bool:
+    """Whether a module is accounted for in its parent's row."""
+    return isinstance(module, WeightQuantizer | InputQuantizer)
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """The weights that a weight layer computes with, whether it holds or computes them."""
+    for name in ("weight", "V"):
+        weight = getattr(module, name, None)
+        if isinstance(weight, Tensor):
+            return [weight]
+    # Recurrent and attention layers name theirs weight_ih_l0, in_proj_weight and the like.
+    named = module._parameters.items()
+    return [value for name, value in named if value is not None and "bias" not in name]
+
+
+def held_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and buffers, and those of its quantisers."""
+    owners = [module, *(child for child in module.children() if is_part(child))]
+    for owner in owners:
+        for name, value in (*owner._parameters.items(), *owner._buffers.items()):
+            if value is not None:
+                yield name, value
+
+
+def scale_bits(module: nn.Module) -> int:
+    """Bits of the scales that turn a quantised layer's stored levels into weights."""
+    quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
+    if quantizer is None:
+        return 0
+    own: Any = module
+    alpha = getattr(quantizer, "alpha", None)
+    count = alpha.numel() if isinstance(alpha, Tensor) else own.rows(own.weight).shape[0]
+    return 8 * own.weight.element_size() * count
+
+
+def weight_bits(module: nn.Module, weight: Tensor) -> int:
+    """Stored bits of one weight: the quantiser's, or the float's own."""
+    quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
+    return 8 * weight.element_size() if quantizer is None else quantizer.rule.stored_bits
+
+
+def membrane_bits(module: nn.Module) -> tuple[int, float] | None:
+    """Stored and information bits of one quantised membrane; None for a float one.
+
+    A delayed reset also remembers whether the neuron fired. Only levels from the threshold's own
+    upwards can have fired and only those up to it can be silent, so this adds a single value.
+    """
+    rule = module.membrane if isinstance(module, QuantizedNeuron) else None
+    if rule is None:
+        return None
+    own: Any = module
+    late = getattr(own, "reset_delay", False) and own.reset_mechanism != "none"
+    if not late:
+        return rule.stored_bits, rule.information_bits
+    values = rule.highest - rule.lowest + 2
+    return math.ceil(math.log2(values)), math.log2(values)
