@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import os
+import sys
+from pathlib import Path
+
+# tqdm reads this when it is imported. On a page, each redrawing of a bar would be a line.
+os.environ["TQDM_DISABLE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_figures
 
 import spquant_plugin
 
@@ -16,6 +23,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
@@ -36,3 +44,24 @@ import spquant_plugin as spq
 
 torch.manual_seed(0)
 """
+
+# Scripts run while the pages are built, each again only after it was changed; one that fails fails
+# the build. "-D plot_gallery=0" runs none, "-D sphinx_gallery_conf.filename_pattern=plot_" only the
+# short ones.
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples"],
+    "gallery_dirs": ["gallery"],
+    "filename_pattern": r"[/\\](plot_|quickstart)",
+    "ignore_pattern": r"^(?!plot_|quickstart)",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("matplotlib", "gallery_figures.last_value", "gallery_figures.saved_file"),
+    "image_srcset": ["2x"],
+    "reset_argv": "gallery_figures.arguments",
+    "capture_repr": (),
+    "remove_config_comments": True,
+    "download_all_examples": False,
+    "write_computation_times": False,
+}
+
+# The doctest builder checks the pages' own code; the gallery's was run by the html builder.
+plot_gallery = str("doctest" not in sys.argv)
