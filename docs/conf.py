@@ -26,6 +26,12 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
+nitpicky = True  # a link to one of our names must lead somewhere; others' pages are not linked
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|numpy|collections|pathlib|spikingjelly|snntorch)\..*"),
+    ("py:.*", r"(.*\.)?_\w+"),
+    ("py:.*", r"Tensor|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer)Step"),
+]
 html_theme = "furo"
 html_title = f"spquant_plugin {release}"
 html_show_sourcelink = False

@@ -1,7 +1,7 @@
 """SpikingJelly layers on quantised weights, in both step modes.
 
 Torch's own layers, as they stand inside ``SeqToANNContainer``, have their twins in
-:mod:`spquant_plugin.modules.layers`.
+``spquant_plugin.modules.layers``.
 """
 
 from __future__ import annotations
