@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import spquant_plugin as spq
 
 ROOT = Path(__file__).parents[1]
 INSTALL_AND_TEST = 'python -m pip install -e ".[test]" && python -m pytest'
@@ -31,7 +35,23 @@ def test_the_first_code_of_the_readme_runs_and_is_short():
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     printed = run(code)
     assert "TernaryMembraneLIFNode" in printed
-    assert "torch.Size([4, 1, 10])" in printed
+    # Ternary membranes: 32 bits become 2.
+    assert re.search(r"membranes +ratio .*\n.*\n.* 1x .*\n.* 16x ", printed)
+
+
+def test_the_first_table_of_the_readme_shows_the_memory_that_the_quickstart_reports(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    quickstart = importlib.import_module("quickstart")
+    net = quickstart.network(in_channels=2, classes=10)
+    sample = torch.zeros(8, 1, 2, 16, 16)
+    quantized = spq.convert(net, spq.presets.quant_snn(weight_bits=2), sample=sample)
+    full, small = (spq.analyze(model, sample).memory.total_bytes for model in (net, quantized))
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "32 bit" in line]
+    assert f"| {full / 1000:.1f} kB |" in rows[0]
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "1.58 bit" in line]
+    assert len(rows) == 2
+    for row in rows:
+        assert f"| {small / 1000:.1f} kB, {full / small:.1f} times less |" in row
 
 
 def test_the_recipe_of_contributing_runs():
@@ -60,6 +80,4 @@ def test_links_to_files_lead_somewhere(name):
 
 
 def test_the_version_is_the_same_everywhere():
-    import spquant_plugin
-
-    assert re.fullmatch(r"\d+\.\d+\.\d+", spquant_plugin.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", spq.__version__)
