@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from measurements import append, percent, read
 from torch import nn
 
 import spquant_plugin as spq
@@ -99,24 +98,19 @@ def train_rows(host: str, task: str, seed: int, epochs: int) -> dict[str, float]
     return found
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, and the mean difference to full precision."""
     lines = [
-        f"{'host':14}{'task':8}{'network':26}{'accuracy (%)':>16}{'against FP':>12}{'seeds':>7}"
+        f"{'host':14}{'task':13}{'network':26}{'accuracy (%)':>16}{'against FP':>12}{'seeds':>7}"
     ]
-    for host, task in sorted({(r["host"], r["task"]) for r in results}):
-        runs = [r["accuracy"] for r in results if (r["host"], r["task"]) == (host, task)]
-        full = statistics.mean(100 * run[FULL] for run in runs)
+    for host, task, epochs in sorted({(r["host"], r["task"], r["epochs"]) for r in results}):
+        wanted = {"host": host, "task": task, "epochs": epochs}
+        runs = [r["accuracy"] for r in results if wanted.items() <= r.items()]
+        full, _ = percent([run[FULL] for run in runs])
         for name in runs[0]:
-            values = [100 * run[name] for run in runs]
-            mean, spread = statistics.mean(values), statistics.stdev(values) if values[1:] else 0.0
+            mean, text = percent([run[name] for run in runs])
             lines.append(
-                f"{host:14}{task:13}{name:26}{f'{mean:.2f} ± {spread:.2f}':>16}"
-                f"{mean - full:>+12.2f}{len(values):>7}"
+                f"{host:14}{task:13}{name:26}{text:>16}{mean - full:>+12.2f}{len(runs):>7}"
             )
     return "\n".join(lines)
 
@@ -147,8 +141,7 @@ def main() -> None:
                 if any(key.items() <= done.items() for done in read(options.results)):
                     continue
                 accuracy = train_rows(host, task, seed, key["epochs"])
-                with options.results.open("a") as file:
-                    file.write(json.dumps({**key, "accuracy": accuracy}) + "\n")
+                append(options.results, {**key, "accuracy": accuracy})
     print(table(read(options.results)))
 
 

@@ -115,14 +115,14 @@ def main() -> None:
     test = spq.data.DigitEvents("test", seed=options.seed)
 
     net = network(in_channels=2, classes=10)
-    train(net, training, options.epochs, "full precision")
+    train(net, training, options.epochs, "full precision", seed=options.seed)
     rows = {
         "FP": copy.deepcopy(net),
         "Quant": convert(net, training, adaptive=False),
         "Quant, learned threshold": convert(net, training, adaptive=True),
     }
     for name, row in rows.items():
-        train(row, training, options.epochs, name)
+        train(row, training, options.epochs, name, seed=options.seed)
 
     frames, _ = next(iter(spq.data.loader(test, batch_size=64)))
     print(f"\n{spq.status(rows['Quant, learned threshold'])}\n")

@@ -10,14 +10,13 @@ trained for as many epochs as the recipe, unless its name says otherwise.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import quickstart
 import torch
+from measurements import append, percent, read
 from torch import Tensor, nn
 
 import spquant_plugin as spq
@@ -82,23 +81,13 @@ def full_precision(training: spq.data.FrameDataset, seed: int) -> nn.Module:
 def table(results: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, and the mean difference to the recipe."""
     lines = [f"{'change':38}{'accuracy (%)':>16}{'difference':>12}{'seeds':>7}"]
-    found = {
-        name: [100 * r["accuracy"] for r in results if r["choice"] == name] for name in CHOICES
-    }
+    found = {name: [r["accuracy"] for r in results if r["choice"] == name] for name in CHOICES}
     for name, values in found.items():
-        if not values:
-            continue
-        spread = statistics.stdev(values) if values[1:] else 0.0
-        mean = statistics.mean(values)
-        difference = mean - statistics.mean(found[RECIPE])
-        lines.append(
-            f"{name:38}{f'{mean:.2f} ± {spread:.2f}':>16}{difference:>+12.2f}{len(values):>7}"
-        )
+        if values:
+            mean, text = percent(values)
+            difference = mean - percent(found[RECIPE])[0]
+            lines.append(f"{name:38}{text:>16}{difference:>+12.2f}{len(values):>7}")
     return "\n".join(lines)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def main() -> None:
@@ -119,8 +108,7 @@ def main() -> None:
         for name, change in left.items():
             row = run(net, training, seed, name, **change)
             result = {"choice": name, "seed": seed, "accuracy": quickstart.accuracy(row, test)}
-            with options.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            append(options.results, result)
     print(table(read(options.results)))
 
 

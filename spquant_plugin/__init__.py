@@ -74,8 +74,15 @@ __all__ = [
 ]
 
 
+_ON_FIRST_USE = ("spikingjelly", "snntorch", "models", "data")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})
+
+
 def __getattr__(name: str) -> _ModuleType:
     """Load on first use what needs more than torch: the hosts, the networks, the data."""
-    if name in ("spikingjelly", "snntorch", "models", "data"):
+    if name in _ON_FIRST_USE:
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

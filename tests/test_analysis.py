@@ -276,6 +276,36 @@ def test_neurons_after_a_step_container_and_with_folded_heads_are_divided_by_the
         assert memory["lif"].neurons == memory["heads"].neurons == 4 * 6 * 6
 
 
+def test_what_sees_no_sample_has_no_batch():
+    class Gated(nn.Module):
+        """A neuron and a linear layer fed by parameters, beside one that reads the sample."""
+
+        def __init__(self):
+            super().__init__()
+            self.current, self.lif = nn.Linear(4, 8), neuron.LIFNode()
+            self.constant, self.gate = nn.Parameter(torch.ones(1, 8)), neuron.LIFNode()
+            self.bias, self.mix = nn.Parameter(torch.ones(8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.lif(self.current(x) * self.mix(self.bias)) * self.gate(self.constant)
+
+    for batch in (1, 6):
+        memory = spq.analyze(Gated(), torch.rand(batch, 4)).memory
+        assert (memory["lif"].neurons, memory["gate"].neurons) == (8, 8)
+
+
+def test_one_neuron_per_sample_without_a_dimension_of_its_own():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.current, self.lif = nn.Linear(4, 1), neuron.LIFNode()
+
+        def forward(self, x):
+            return self.lif(self.current(x).squeeze(1))
+
+    assert spq.analyze(Single(), torch.rand(5, 4)).memory["lif"].neurons == 1
+
+
 def test_states_that_no_batch_explains_are_refused():
     class Odd(nn.Module):
         def __init__(self):
@@ -283,7 +313,7 @@ def test_states_that_no_batch_explains_are_refused():
             self.one, self.two = neuron.IFNode(), neuron.IFNode()
 
         def forward(self, x):
-            return self.one(x), self.two(torch.ones(5, 3))
+            return self.one(x), self.two(x.sum() * torch.ones(5, 3))
 
     with pytest.raises(AnalysisError, match=r"two \(IFNode\).*\(5, 3\).*batch of 2.*one sample"):
         spq.analyze(Odd(), torch.ones(2, 3))
@@ -619,8 +649,15 @@ def test_comparing_what_is_no_report_is_refused():
         spq.compare(first, networks.snn_torch())
     with pytest.raises(AnalysisError, match="1 names for 2 reports"):
         spq.compare(first, second, names=["one"])
-    with pytest.raises(AnalysisError, match="one string for 2 reports"):
+    with pytest.raises(AnalysisError, match="str for 2 reports"):
         spq.compare(first, second, names="ab")
+    with pytest.raises(AnalysisError, match="int for 2 reports"):
+        spq.compare(first, second, names=2)
+
+
+def test_names_may_come_from_any_iterable():
+    first, second = _pair()
+    assert spq.compare(first, second, names=(n for n in "ab")).names == ("a", "b")
 
 
 # --- the printed rows ---------------------------------------------------------------------------

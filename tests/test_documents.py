@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -68,9 +69,26 @@ def test_the_two_commands_are_printed_once_and_used_by_the_checks():
         line for line in (ROOT / "README.md").read_text().splitlines() if re.search(pattern, line)
     ]
     assert found == [INSTALL_AND_TEST]
+    # The other command is used in two parts: the gallery runs every quickstart as it stands.
+    assert 'pip install --quiet -e ".[all]"' in (ROOT / ".ci/run").read_text()
+    assert "quickstart" in (ROOT / "docs/conf.py").read_text()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_first_table_of_the_readme_shows_the_accuracy_that_was_measured():
+    lines = (ROOT / "docs/results/accuracy.jsonl").read_text().splitlines()
+    wanted = {"host": "spikingjelly", "task": "digits", "seed": 0}
+    (run,) = [run for run in map(json.loads, lines) if wanted.items() <= run.items()]
+    readme = (ROOT / "README.md").read_text()
+    rows = ("FP: full precision", "Quant: converted", "Quant, learned threshold")
+    for row, share in zip(rows, run["accuracy"].values(), strict=True):
+        assert re.search(rf"^\| {row} \|.*\| {100 * share:.1f} % \|", readme, flags=re.MULTILINE)
+
+
+PAGES = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.rst"))]
+PAGES = [page for page in PAGES if not page.startswith("docs/gallery/")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES])
 def test_links_to_files_lead_somewhere(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -462,6 +462,7 @@ SHARED = neuron.LIFNode()
         (lambda: None, "returned NoneType, which is no neuron of SpikingJelly"),
         (layer.Dropout, "returned Dropout, which is no neuron of SpikingJelly"),
         (partial(snn.Leaky, 0.5), "returned Leaky, which is no neuron of SpikingJelly"),
+        (neuron.NonSpikingLIFNode, "returned NonSpikingLIFNode, which emits no spikes"),
         (SingleStepLIFNode, "returned SingleStepLIFNode, which has no multi-step mode"),
         (lambda: SHARED, "returned the same LIFNode twice"),
         (neuron.PSN, "missing a required argument: 'T', but it must be a class"),

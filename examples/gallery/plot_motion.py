@@ -4,7 +4,7 @@ A task that needs memory
 
 In :class:`spquant_plugin.data.Motion` a random texture moves, and the label is its direction and
 speed. Every single frame is a random texture, whatever the label: only what was where one step
-before tells. A spiking network has nothing but its membranes to remember that, so this is the task
+before tells. A spiking network has its membranes to remember that, so this is the task
 on which low-precision membranes have to prove themselves.
 """
 

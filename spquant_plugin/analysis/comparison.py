@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ class Comparison:
         return plot_comparison(self.names, [report.memory for report in self.reports])
 
 
-def compare(*reports: Report, names: Sequence[str] | None = None) -> Comparison:
+def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:
     """Set reports side by side, with ratios against the first.
 
     ``names`` label the rows; without them the models' class names do.
@@ -114,8 +114,10 @@ def compare(*reports: Report, names: Sequence[str] | None = None) -> Comparison:
             )
     if names is None:
         return Comparison(_own_names(reports), reports)
-    if isinstance(names, str) or len(names) != len(reports):
-        count = "one string" if isinstance(names, str) else f"{len(names)} names"
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = list(names)
+    if not isinstance(names, list) or len(names) != len(reports):
+        count = f"{len(names)} names" if isinstance(names, list) else type(names).__name__
         raise AnalysisError(
             f"names = {names!r}: {count} for {len(reports)} reports: there must be a list with "
             "one name for each. Leave names out for the models' class names."

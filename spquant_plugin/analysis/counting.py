@@ -62,8 +62,8 @@ class _Counter:
         }
         # Another module may hold a layer's weight too (a neuron its recurrent one, say).
         self.synapses = {id(weight) for held in self.weights.values() for weight in held}
-        layouts = [self._layout(path, module) for path, module in self.modules]
-        self.batch = batch_size(run, [held.shape for held in layouts if held is not None])
+        layouts = [(path, self._layout(path, module)) for path, module in self.modules]
+        self.batch = batch_size(run, [(p, held.shape) for p, held in layouts if held is not None])
 
     def rows(self) -> list[MemoryRow]:
         rows: list[MemoryRow] = []
@@ -180,6 +180,8 @@ class _Counter:
         layout = self._layout(path, module)
         if layout is None:
             return 0
+        if path not in self.run.fed:
+            return layout.elements
         if layout.elements % self.batch:
             raise AnalysisError(
                 f"{path} ({type(module).__name__}): its membrane has the shape {layout.shape}, "

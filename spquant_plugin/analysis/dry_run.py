@@ -7,6 +7,7 @@ states, modes and hooks, and the random generator, stay as they are.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -17,8 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..convert.hosts import Hosts
-from ..convert.trace import as_arguments, trace
+from ..convert.trace import INPUT, as_arguments, trace
 from ..errors import AnalysisError
+from .modules import kind_of
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,14 @@ class Calls:
 
 @dataclass
 class DryRun:
-    """The copy that ran, and the calls by path (the first path of a shared module)."""
+    """The copy that ran, and the calls by path (the first path of a shared module).
+
+    ``fed`` holds the paths that the sample reaches; others see constants, which have no batch.
+    """
 
     model: nn.Module
     calls: dict[str, Calls] = field(default_factory=dict)
+    fed: set[str] = field(default_factory=set)
 
 
 def dry_run(model: nn.Module, sample: Any, timesteps: int | None) -> DryRun:
@@ -57,8 +63,22 @@ def dry_run(model: nn.Module, sample: Any, timesteps: int | None) -> DryRun:
     found: list[DryRun] = []
     # Named like the model: the error of a sample that does not fit names the class that ran.
     watched = type(type(model).__name__, (_Watched,), {})(model, timesteps, found)
-    trace(watched, sample, lambda module: False)
-    return found[0]
+    hosts = Hosts()
+    kinds = ("weights", "neuron", "state")
+    record = trace(watched, sample, lambda module: kind_of(module, hosts) in kinds)
+    run = found[0]
+    run.fed = _fed_by_the_sample(record.origins)
+    return run
+
+
+def _fed_by_the_sample(origins: dict[str, frozenset[str]]) -> set[str]:
+    """Paths of the modules that the sample reaches, through whatever others."""
+    fed, before = {INPUT}, 0
+    while len(fed) > before:
+        before = len(fed)
+        fed |= {path for path, sources in origins.items() if sources & fed}
+    # The trace saw the model as the child "model" of what called it.
+    return {path.removeprefix("model").removeprefix(".") for path in fed}
 
 
 class _Watched(nn.Module):
@@ -112,7 +132,8 @@ def _first(values: Any) -> Tensor | None:
 
 
 def _check_timesteps(sample: Any, timesteps: object) -> None:
-    if type(timesteps) is not int or timesteps < 1:
+    whole = isinstance(timesteps, numbers.Integral) and not isinstance(timesteps, bool)
+    if not whole or timesteps < 1:  # type: ignore[operator]
         raise AnalysisError(
             f"timesteps = {timesteps!r}: must be a whole number above 0, the length of the "
             "sample's first dimension. Leave it out for a model that takes a whole sequence."
@@ -126,13 +147,15 @@ def _check_timesteps(sample: Any, timesteps: object) -> None:
             )
 
 
-def batch_size(run: DryRun, layouts: Iterable[tuple[int, ...]]) -> int:
+def batch_size(run: DryRun, layouts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Samples in the batch: the first dimension of every neuron's state, in both hosts.
 
-    1 for a sample without a batch dimension: a weight layer shows that by what it read.
+    1 for a sample without a batch dimension: a weight layer shows that by what it read. Only
+    modules that the sample reaches are asked.
     """
-    for path, calls in run.calls.items():
+    for path in run.fed & set(run.calls):
         module = run.model.get_submodule(path)
-        if isinstance(module, _ConvNd | nn.Linear) and calls.input_dimensions < module.weight.ndim:
+        read = run.calls[path].input_dimensions
+        if isinstance(module, _ConvNd | nn.Linear) and read < module.weight.ndim:
             return 1
-    return min((shape[0] for shape in layouts if len(shape) > 1), default=1)
+    return min((shape[0] for path, shape in layouts if path in run.fed and shape), default=1)

@@ -95,11 +95,12 @@ def _first_sample(given: Any) -> Any:
     """What the model takes, from a sample or from the first batch of a loader."""
     if isinstance(given, Tensor | tuple | dict):
         return given
-    if not isinstance(given, Iterable) or isinstance(given, str | nn.Module):
+    is_array = type(given).__module__ == "numpy"
+    if not isinstance(given, Iterable) or isinstance(given, str | nn.Module) or is_array:
         raise AnalysisError(
             f"sample_or_loader = {type(given).__name__}: must be what one call of the model takes "
-            "(a tensor, a tuple, a dict), or an iterable of batches. Pass such a sample or a data "
-            "loader."
+            "(a tensor, a tuple, a dict), or an iterable of batches. Pass such a sample, with "
+            "torch.from_numpy for an array, or a data loader."
         )
     batch = next(iter(given), None)
     if batch is None:

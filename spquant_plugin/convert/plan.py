@@ -49,8 +49,8 @@ class LayerStep:
 class ConversionPlan:
     """The whole conversion as a table: ``print(plan)`` shows every row, paths never shortened.
 
-    ``rows`` holds a :class:`~spquant_plugin.convert.PlanRow` for every module with weights or state and for every leaf
-    module. ``refused`` are the rows that stop a conversion.
+    ``rows`` holds a :class:`~spquant_plugin.convert.PlanRow` for every module with weights or state
+    and for every leaf module. ``refused`` are the rows that stop a conversion.
     """
 
     rows: list[PlanRow] = field(default_factory=list)

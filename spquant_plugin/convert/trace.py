@@ -91,7 +91,8 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
         raise SampleError(
             f"sample of shape {shapes}: {type(model).__name__} cannot run on it "
             f"({type(error).__name__}: {error}). The sample must be what the model takes in one "
-            "call. Pass such a tensor, a tuple of arguments, or a dict of keyword arguments."
+            "call: one step of a model that takes single steps, a sequence of one that takes "
+            "sequences. Pass such a tensor, a tuple of arguments, or a dict of keyword arguments."
         ) from error
     finally:
         for host in Hosts().all:

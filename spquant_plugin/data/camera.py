@@ -54,6 +54,12 @@ class EventCamera(Record):
             real(self, name)
             if getattr(self, name) < 0:
                 raise fail(self, name, getattr(self, name), "must be 0 or above.")
+        if self.noise > 1e6:
+            rule = "must be 1e6 or below: no more than one event each microsecond."
+            raise fail(self, "noise", self.noise, rule)
+        if self.contrast < 1e-3:
+            rule = "must be 0.001 or above, or a pixel would fire without end."
+            raise fail(self, "contrast", self.contrast, rule)
         if self.mismatch > 0.3:
             rule = "must be 0.3 or below, or some pixels would have no threshold left."
             raise fail(self, "mismatch", self.mismatch, rule)

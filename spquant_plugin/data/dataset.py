@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
+from .checks import whole_number
 
 SPLITS = ("train", "validation", "test")
 
@@ -27,6 +28,11 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Frames ``[T, C, H, W]`` as float counts, and the label."""
+        if not hasattr(index, "__index__"):
+            raise DataError(
+                f"index {index!r}: must be one whole number. Take data.frames and data.labels, or "
+                "torch.utils.data.Subset(data, indices), for several."
+            )
         return self.frames[index].float(), int(self.labels[index])
 
     def __repr__(self) -> str:
@@ -44,6 +50,14 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """
     if not samples:
         raise DataError("collate received no samples: a batch needs at least one.")
+    for sample in samples:
+        is_pair = isinstance(sample, tuple | list) and len(sample) == 2
+        if not is_pair or not _is_frames(sample[0]):
+            raise DataError(
+                f"collate received an item of {_describe(sample)}: must be (frames, label) with "
+                "frames [T, ...] of numbers. Give a data set of events "
+                "transform=spq.data.Frames(...)."
+            )
     frames, labels = zip(*samples, strict=True)
     steps = {len(frame) for frame in frames}
     if len(steps) > 1:
@@ -52,7 +66,25 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
             "one batch must have the same number. Frame them alike."
         )
     tensors = [torch.as_tensor(frame).float() for frame in frames]
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) > 1:
+        raise DataError(
+            f"collate received frames of shapes {', '.join(map(str, sorted(shapes)))}: all of one "
+            "batch must have the same. Frame them alike."
+        )
     return torch.stack(tensors, dim=1), torch.as_tensor(labels)
+
+
+def _is_frames(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf" and value.ndim > 0
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _describe(sample: object) -> str:
+    if isinstance(sample, tuple | list):
+        return f"({', '.join(type(part).__name__ for part in sample)})"
+    return type(sample).__name__
 
 
 def loader(
@@ -61,7 +93,7 @@ def loader(
     *,
     shuffle: bool = False,
     seed: int = 0,
-    workers: int = 0,
+    num_workers: int = 0,
     drop_last: bool = False,
 ) -> DataLoader[Any]:
     """A torch loader with batches ``[T, B, ...]``, the same order for the same seed.
@@ -74,11 +106,12 @@ def loader(
     >>> tuple(frames.shape), tuple(labels.shape)
     ((8, 4, 1, 16, 16), (4,))
     """
+    whole_number("seed", seed, 0, 2**63 - 1)
     return DataLoader(
         data,
         batch_size=batch_size,
         shuffle=shuffle,
-        num_workers=workers,
+        num_workers=num_workers,
         drop_last=drop_last,
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),

@@ -70,7 +70,7 @@ class DigitEvents(FrameDataset):
             "film": [DURATION, FILM_FRAMES],
             "seed": seed,
             "variants": variants,
-            "transform": describe(transform) if cache is not False else None,
+            "transform": None if cache is False and callable(transform) else describe(transform),
         }
         make = partial(self._make, progress)
         counts = stored("digit-events", made_from, make, cache, ("frames",))["frames"]

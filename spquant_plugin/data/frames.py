@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,11 @@ class Frames(Record):
         ):
             column = events[name]
             if column.min() < low or column.max() >= high:
+                if name == "p":
+                    raise DataError(
+                        f"recording with polarity p from {column.min()} to {column.max()}: must be "
+                        "0 (darker) or 1 (brighter). Write events['p'] = events['p'] > 0."
+                    )
                 raise DataError(
                     f"recording with {name} from {column.min()} to {column.max()}: must lie in "
                     f"{low} to {high - 1}. Give Frames the sensor's size and the recording's "
@@ -79,7 +85,8 @@ class Frames(Record):
 
 
 def _check_events(events: NDArray[np.void]) -> None:
-    kinds = getattr(events, "dtype", np.dtype(float)).fields or {}
+    fields = events.dtype.fields if isinstance(events, np.ndarray) else None
+    kinds: dict[str, Any] = dict(fields or {})
     for name in ("x", "y", "t", "p"):
         if name not in kinds or kinds[name][0].kind not in "iub":
             raise DataError(

@@ -62,6 +62,9 @@ class MotionLevel(Record):
             real(self, name)
             if not 0 <= getattr(self, name) <= 1:
                 raise fail(self, name, getattr(self, name), "must lie between 0 and 1.")
+        if self.density in (0, 1):
+            rule = "must lie between 0 and 1: a texture of one value shows no motion."
+            raise fail(self, "density", self.density, rule)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,6 +78,7 @@ def _are_speeds(value: object) -> bool:
         isinstance(value, tuple | list)
         and len(value) > 0
         and all(isinstance(speed, numbers.Integral) and 1 <= int(speed) <= 1000 for speed in value)
+        and not any(isinstance(speed, bool) for speed in value)
     )
 
 
@@ -134,7 +138,7 @@ class Motion(FrameDataset):
             "shape": [count, steps, size],
             "seed": seed,
             "split": split,
-            "transform": describe(transform) if cache is not False else None,
+            "transform": None if cache is False and callable(transform) else describe(transform),
         }
         make = partial(_make, level, count, steps, size, seed, split, transform)
         arrays = stored("motion", made_from, make, cache, ("frames", "labels"))

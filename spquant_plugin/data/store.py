@@ -34,7 +34,17 @@ def describe(transform: object) -> str | None:
     """A transform's settings as text, for the key. It must say the same in every run."""
     if transform is None:
         return None
+    if not callable(transform):
+        raise DataError(
+            f"transform = {transform!r}: must be callable, from one recording to another, or None."
+        )
     text = repr(transform)
+    if "..." in text:
+        raise DataError(
+            f"transform = {text}: its text leaves something out, so a stored copy could not be "
+            "told from that of another transform. Give it a __repr__ that says all, or pass "
+            "cache=False."
+        )
     if re.search(r"\bat 0x[0-9a-fA-F]+", text):
         raise DataError(
             f"transform = {text}: its text changes from run to run, so a stored copy could not be "
@@ -58,7 +68,7 @@ def stored(
     """
     if cache is False:
         return make()
-    if cache is not True and not isinstance(cache, str | os.PathLike):
+    if cache is not True and (not isinstance(cache, str | os.PathLike) or not str(cache)):
         raise DataError(f"cache = {cache!r}: must be a folder, True or False.")
     folder = cache_folder() if cache is True else Path(cache)
     # default=int: a whole number of numpy is the same setting as Python's.

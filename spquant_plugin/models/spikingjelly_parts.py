@@ -28,6 +28,8 @@ def fault(made: Any) -> str | None:
     of_host = any(module.startswith(neuron.__name__) for module in bases)
     if not of_host or not isinstance(made, base.StepModule):
         return f"returned {name}, which is no neuron of SpikingJelly"
+    if isinstance(made, neuron.NonSpikingBaseNode):
+        return f"returned {name}, which emits no spikes"
     if "m" not in made.supported_step_mode():
         return f"returned {name}, which has no multi-step mode"
     return None

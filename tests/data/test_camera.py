@@ -205,6 +205,8 @@ def test_the_record_round_trips_and_the_film_is_left_alone():
         ({"refractory": -1}, ["EventCamera.refractory = -1", "whole number from 0"]),
         ({"noise": -0.1}, ["EventCamera.noise = -0.1", "0 or above"]),
         ({"noise": "loud"}, ["EventCamera.noise = 'loud'", "finite number"]),
+        ({"noise": 1e7}, ["EventCamera.noise = 10000000.0", "1e6 or below"]),
+        ({"contrast": 1e-9}, ["EventCamera.contrast = 1e-09", "0.001 or above"]),
         ({"mismatch": -0.1}, ["EventCamera.mismatch = -0.1", "0 or above"]),
         ({"mismatch": 0.4}, ["EventCamera.mismatch = 0.4", "0.3 or below", "no threshold left"]),
     ],

@@ -75,7 +75,7 @@ def test_the_last_small_batch_can_be_dropped(data):
 
 def test_a_worker_gives_the_same_batches(data):
     alone = batches(data, shuffle=True, seed=3)
-    for worker in (batches(data, shuffle=True, seed=3, workers=1) for _ in range(2)):
+    for worker in (batches(data, shuffle=True, seed=3, num_workers=1) for _ in range(2)):
         for (x, y), (same_x, same_y) in zip(alone, worker, strict=True):
             assert torch.equal(x, same_x)
             assert torch.equal(y, same_y)
@@ -93,7 +93,7 @@ class Jittered(Dataset):
 
 def test_numpy_in_a_worker_follows_the_seed_of_the_loader():
     def drawn(seed: int) -> torch.Tensor:
-        return torch.cat([x for x, _ in loader(Jittered(), 2, seed=seed, workers=1)], dim=1)
+        return torch.cat([x for x, _ in loader(Jittered(), 2, seed=seed, num_workers=1)], dim=1)
 
     assert torch.equal(drawn(0), drawn(0))
     assert not torch.equal(drawn(0), drawn(1))
@@ -126,6 +126,37 @@ def test_recordings_of_unequal_length_are_refused():
     samples = [(torch.zeros(steps, 1, 2, 2), 0) for steps in (4, 7, 4)]
     with pytest.raises(DataError, match=r"recordings of 4, 7 steps: .* Frame them alike"):
         collate(samples)
+
+
+def test_frames_of_unequal_size_are_refused():
+    samples = [(torch.zeros(4, 1, size, 2), 0) for size in (2, 3)]
+    with pytest.raises(DataError, match=r"shapes \(1, 2, 2\), \(1, 3, 2\): .* Frame them alike"):
+        collate(samples)
+
+
+def test_a_seed_that_is_none_is_refused(data):
+    with pytest.raises(DataError, match="seed = 'a': must be a whole number"):
+        loader(data, seed="a")
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ((np.zeros(3, dtype=EVENT), 0), "(ndarray, int)"),
+        (torch.zeros(4, 1), "Tensor"),
+        (([1.0], 0), "(list, int)"),
+    ],
+)
+def test_items_that_are_no_frames_are_refused(item, said):
+    with pytest.raises(DataError, match=r"transform=spq\.data\.Frames") as caught:
+        collate([item])
+    assert f"an item of {said}: must be (frames, label)" in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [slice(3), [0, 1], None])
+def test_several_items_at_once_are_refused(index, data):
+    with pytest.raises(DataError, match=r"must be one whole number\. Take data\.frames"):
+        data[index]
 
 
 def test_an_empty_batch_is_refused():

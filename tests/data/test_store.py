@@ -107,8 +107,35 @@ def flip(spikes):
     return spikes[::-1]
 
 
+class Nameless:
+    def __call__(self, spikes):
+        return spikes
+
+
+@dataclass(frozen=True)
+class Multiply:
+    mask: np.ndarray
+
+    def __call__(self, spikes):
+        return spikes & self.mask
+
+
+def test_a_transform_whose_text_leaves_something_out_is_refused(tmp_path):
+    transform = Multiply(np.ones((64, 64), dtype=bool))  # printed with dots in the middle
+    with pytest.raises(DataError, match="its text leaves something out") as caught:
+        Motion(count=4, size=64, transform=transform, cache=tmp_path)
+    assert "pass cache=False" in str(caught.value)
+    assert len(Motion(count=4, size=64, transform=transform, cache=False)) == 4
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_transform_that_cannot_be_called_is_refused(cache):
+    with pytest.raises(DataError, match="transform = 3: must be callable"):
+        Motion(count=4, transform=3, cache=cache)
+
+
 @pytest.mark.parametrize(
-    "transform", [lambda s: s, flip, functools.partial(flip), object()], ids=repr
+    "transform", [lambda s: s, flip, functools.partial(flip), Nameless()], ids=type
 )
 def test_a_transform_whose_text_changes_from_run_to_run_is_refused(transform, tmp_path):
     with pytest.raises(DataError, match="its text changes from run to run") as caught:
@@ -271,7 +298,7 @@ def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):
     assert "Pass cache= another folder, or cache=False." in said
 
 
-@pytest.mark.parametrize("cache", [None, 0, 1.5])
+@pytest.mark.parametrize("cache", [None, 0, 1.5, ""])
 def test_a_cache_that_is_no_folder_is_refused(cache):
     with pytest.raises(DataError, match=re.escape(f"cache = {cache!r}: must be a folder, True")):
         Motion(count=4, cache=cache)
