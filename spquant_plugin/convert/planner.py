@@ -200,8 +200,23 @@ class _Planner:
             return None
         host.leave([twin])
         self.plan.steps.append(step)
-        self._row(path, module, "convert", *self._describe_neuron(path, kind.reason, twin, config))
+        reason, bits = self._describe_neuron(path, kind.reason, twin, config)
+        if config.membrane is not None and host.returns_membrane and self._is_output(path):
+            levels = config.membrane.highest - config.membrane.lowest + 1
+            reason += f"; last neuron: a loss that reads its membrane sees {levels} levels"
+        self._row(path, module, "convert", reason, bits)
         return None
+
+    def _is_output(self, path: str) -> bool:
+        """Whether no other module reads what this one returns."""
+        if self.trace is None or path not in self.trace.input_shapes:
+            return False
+        inside = f"{path}." if path else ""
+        return not any(
+            path in sources
+            for reader, sources in self.trace.origins.items()
+            if not reader.startswith(inside)
+        )
 
     def _describe_neuron(
         self, path: str, reason: str, twin: Any, config: SpQuantConfig

@@ -47,6 +47,8 @@ class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
     layers: dict[type[nn.Module], type[QuantizedLayer]] = TORCH_LAYERS
+    # Whether neurons return their membrane too, so that a loss may read the last one's.
+    returns_membrane = False
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
         """What to do with a stateful module of this host; None for any other module."""

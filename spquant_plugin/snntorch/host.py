@@ -45,6 +45,7 @@ STATES = ("mem", "syn", "spk", "fired", "reset")
 class SnnTorchHost(Host):
     """snnTorch 1."""
 
+    returns_membrane = True
     layers = TABLE
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:

@@ -783,3 +783,33 @@ def test_trap_9_the_exporter_would_take_ours_for_plain_neurons_and_the_pages_say
     assert issubclass(st.TernaryLeaky, snn.Leaky)
     page = Path(__file__).parents[2] / "docs/how-to/troubleshooting.rst"
     assert "export_to_nir" in page.read_text()
+
+
+# --- a loss that reads the membrane -------------------------------------------------------------
+
+
+def _reasons(net: nn.Module, sample: torch.Tensor | None, **fields) -> dict[str, str]:
+    plan = spq.plan(net, spq.SpQuantConfig(**fields), sample=sample)
+    return {row.path: row.reason for row in plan if "Leaky" in row.type}
+
+
+def test_the_plan_warns_of_the_last_neuron_whose_membrane_a_loss_may_read():
+    net = nn.Sequential(
+        *(nn.Linear(6, 5), snn.RLeaky(beta=0.5, linear_features=5, init_hidden=True)),
+        *(nn.Linear(5, 4), snn.Leaky(beta=0.5, init_hidden=True, output=True)),
+    )
+    x = torch.ones(2, 6)
+    said = "last neuron: a loss that reads its membrane sees 3 levels"
+    reasons = _reasons(net, x, membrane=spq.TernaryMembrane())
+    assert said in reasons["3"]
+    assert "last neuron" not in reasons["1"]
+    assert "sees 16 levels" in _reasons(net, x, membrane=spq.UniformMembrane(4))["3"]
+    # Nothing is said where no sample tells the order, where the membrane stays in float, or where
+    # a layer follows.
+    assert "last neuron" not in _reasons(net, None, membrane=spq.TernaryMembrane())["3"]
+    assert "last neuron" not in _reasons(net, x, threshold=spq.LearnableThreshold())["3"]
+    followed = nn.Sequential(*net[:2], nn.Linear(5, 4))
+    assert "last neuron" not in _reasons(followed, x, membrane=spq.TernaryMembrane())["1"]
+    # The recurrent layer of a last neuron reads it, but is a part of it; a lone neuron is the last.
+    assert said in _reasons(net[:2], x, membrane=spq.TernaryMembrane())["1"]
+    assert said in _reasons(snn.Leaky(beta=0.5), x, membrane=spq.TernaryMembrane())[""]
