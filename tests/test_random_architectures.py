@@ -109,8 +109,10 @@ def jelly_networks(draw) -> tuple[nn.Module, torch.Tensor]:
     for _ in range(draw(st.integers(1, 3))):
         width = draw(st.integers(1, 4))
         groups = width if channels == width and draw(st.booleans()) else 1
-        padding, bias = draw(st.integers(1, 2)), draw(st.booleans())
         kind = draw(st.sampled_from([layer.Conv2d, layer.Conv2d, layer.ConvTranspose2d]))
+        # Padding makes a transposed convolution smaller: two in a row would leave nothing.
+        padding = 1 if kind is layer.ConvTranspose2d else draw(st.integers(1, 2))
+        bias = draw(st.booleans())
         body.append(kind(channels, width, 3, padding=padding, groups=groups, bias=bias))
         channels = width
         if draw(st.booleans()):
