@@ -19,7 +19,8 @@ def append(file: Path, measurement: dict[str, Any]) -> None:
 
 
 def percent(shares: list[float]) -> tuple[float, str]:
-    """Mean of shares in percent, and ``mean ± standard deviation`` as text."""
+    """Mean of shares in percent, and ``mean ± standard deviation`` as text (one has none)."""
     values = [100 * share for share in shares]
     mean = statistics.mean(values)
-    return mean, f"{mean:.2f} ± {statistics.stdev(values) if values[1:] else 0.0:.2f}"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return mean, f"{mean:.2f}{spread}"
