@@ -12,7 +12,7 @@ import snntorch as snn
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import spquant_plugin as spq
 from spquant_plugin.analysis import MemoryReport, MemoryRow
@@ -274,6 +274,26 @@ def test_neurons_after_a_step_container_and_with_folded_heads_are_divided_by_the
     for batch in (1, 3):
         memory = spq.analyze(Folded(), EVENTS[:, :batch]).memory
         assert memory["lif"].neurons == memory["heads"].neurons == 4 * 6 * 6
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        parametrizations.weight_norm,
+        parametrizations.orthogonal,
+        parametrizations.spectral_norm,
+        lambda linear: prune.l1_unstructured(linear, "weight", 0.5),
+    ],
+)
+def test_what_a_weight_is_computed_from_is_counted_only_where_bytes_are_measured(compute):
+    net = nn.Sequential(compute(nn.Linear(4, 8)), neuron.IFNode())
+    memory = spq.analyze(net, torch.ones(2, 4)).memory
+    assert (memory.weight_bytes, memory.other_bytes) == (4 * 32, 4 * 8)  # the bias is other
+    held = sum(4 * t.numel() for t in (*net.parameters(), *net.buffers()))
+    measured = spq.analyze(net, torch.ones(2, 4), memory="measured").memory
+    # A pruned weight is held beside its source and mask, but is no parameter any more.
+    pruned = 4 * 32 if "weight_orig" in dict(net[0].named_parameters()) else 0
+    assert measured.weight_bytes + measured.other_bytes == held + pruned
 
 
 def test_what_sees_no_sample_has_no_batch():

@@ -224,7 +224,7 @@ class _Counter:
         states = {name for host in self.hosts.all for name, _ in host.named_states(module)}
         bits = 0 if self.measured else parts.scale_bits(module)
         skipped = () if self.measured else parts.TRAINING_ONLY
-        for name, tensor in self._others(module):
+        for name, tensor in self._others(row.path, module):
             if id(tensor) in self.counted or name in states or name in skipped:
                 continue
             self.counted[id(tensor)] = row.path
@@ -234,11 +234,16 @@ class _Counter:
         self.summed.update(fresh)
         return replace(row, other_bytes=bits / 8, parameters=parameters)
 
-    def _others(self, module: nn.Module) -> list[tuple[str, Tensor]]:
+    def _others(self, path: str, module: nn.Module) -> list[tuple[str, Tensor]]:
         """Tensors that are no synapse; scales replace what a quantiser holds, unless measured."""
         held = [(name, t) for name, t in parts.held_tensors(module) if id(t) not in self.synapses]
         if self.measured:
             return held
+        # What a weight is computed from is no second weight.
+        if "parametrizations" in path.split("."):
+            return []
+        if id(module) in self.weights and "weight" not in module._parameters:
+            held = [(name, tensor) for name, tensor in held if not name.startswith("weight_")]
         inner = {
             id(b) for child in module.children() if parts.is_part(child) for b in child.buffers()
         }
