@@ -208,14 +208,14 @@ class _Planner:
         return None
 
     def _is_output(self, path: str) -> bool:
-        """Whether no other module reads what this one returns."""
+        """Whether no other module reads what this one returns (explicit states it reads itself)."""
         if self.trace is None or path not in self.trace.input_shapes:
             return False
         inside = f"{path}." if path else ""
         return not any(
             path in sources
             for reader, sources in self.trace.origins.items()
-            if not reader.startswith(inside)
+            if reader != path and not reader.startswith(inside)
         )
 
     def _describe_neuron(

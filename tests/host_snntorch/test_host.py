@@ -813,3 +813,6 @@ def test_the_plan_warns_of_the_last_neuron_whose_membrane_a_loss_may_read():
     # The recurrent layer of a last neuron reads it, but is a part of it; a lone neuron is the last.
     assert said in _reasons(net[:2], x, membrane=spq.TernaryMembrane())["1"]
     assert said in _reasons(snn.Leaky(beta=0.5), x, membrane=spq.TernaryMembrane())[""]
+    # With explicit states a neuron reads its own membrane.
+    loop = _reasons(Loop(), torch.ones(6, 3, 5), membrane=spq.TernaryMembrane())
+    assert {path: said in reason for path, reason in loop.items()} == {"lif1": False, "lif2": True}
