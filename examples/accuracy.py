@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from measurements import append, percent, read
+from measurements import append, percent, read, stored
 from torch import nn
 
 import spquant_plugin as spq
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
     options = parser.parse_args()
     if options.show:
-        print(table(read(options.show)))
+        print(table(stored(options.show)))
         return
     hosts = ["spikingjelly", "snntorch"] if options.host == "both" else [options.host]
     tasks = ["digits", "motion"] if options.task == "both" else [options.task]

@@ -13,6 +13,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def stored(file: Path) -> list[dict[str, Any]]:
+    """All measurements of a file that must be there."""
+    if not file.exists():
+        raise SystemExit(f"--show {file}: there is no such file. Give one that --results wrote.")
+    return read(file)
+
+
 def append(file: Path, measurement: dict[str, Any]) -> None:
     with file.open("a") as lines:
         lines.write(json.dumps(measurement) + "\n")

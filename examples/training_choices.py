@@ -16,7 +16,7 @@ from typing import Any
 
 import quickstart
 import torch
-from measurements import append, percent, read
+from measurements import append, percent, read, stored
 from torch import Tensor, nn
 
 import spquant_plugin as spq
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
     options = parser.parse_args()
     if options.show:
-        print(table(read(options.show)))
+        print(table(stored(options.show)))
         return
     for seed in options.seeds:
         training = spq.data.DigitEvents("train", seed=seed)

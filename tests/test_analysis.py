@@ -314,6 +314,20 @@ def test_what_sees_no_sample_has_no_batch():
         assert (memory["lif"].neurons, memory["gate"].neurons) == (8, 8)
 
 
+def test_a_sample_that_goes_through_numpy_keeps_its_batch():
+    class ThroughNumpy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.current, self.lif = nn.Linear(4, 8), neuron.LIFNode()
+
+        def forward(self, x):
+            return self.lif(torch.from_numpy(self.current(x).numpy().copy()))
+
+    for batch in (1, 3):
+        memory = spq.analyze(ThroughNumpy(), torch.rand(batch, 4)).memory
+        assert memory["lif"].neurons == 8
+
+
 def test_one_neuron_per_sample_without_a_dimension_of_its_own():
     class Single(nn.Module):
         def __init__(self):

@@ -180,8 +180,8 @@ class _Counter:
         layout = self._layout(path, module)
         if layout is None:
             return 0
-        if path not in self.run.fed:
-            return layout.elements
+        if path not in self.run.fed and layout.shape[:1] != (self.batch,):
+            return layout.elements  # fed by a constant, which has no batch
         if layout.elements % self.batch:
             raise AnalysisError(
                 f"{path} ({type(module).__name__}): its membrane has the shape {layout.shape}, "

@@ -150,12 +150,14 @@ def _check_timesteps(sample: Any, timesteps: object) -> None:
 def batch_size(run: DryRun, layouts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     """Samples in the batch: the first dimension of every neuron's state, in both hosts.
 
-    1 for a sample without a batch dimension: a weight layer shows that by what it read. Only
-    modules that the sample reaches are asked.
+    1 for a sample without a batch dimension: a weight layer shows that by what it read. Modules
+    that the sample reaches are asked; all, where it is lost on its way to them (through numpy).
     """
     for path in run.fed & set(run.calls):
         module = run.model.get_submodule(path)
         read = run.calls[path].input_dimensions
         if isinstance(module, _ConvNd | nn.Linear) and read < module.weight.ndim:
             return 1
-    return min((shape[0] for path, shape in layouts if path in run.fed and shape), default=1)
+    first = {path: shape[0] for path, shape in layouts if shape}
+    fed = [size for path, size in first.items() if path in run.fed]
+    return min(fed or first.values(), default=1)

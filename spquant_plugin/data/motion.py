@@ -1,7 +1,7 @@
 """Moving textures: a task that no single frame can answer.
 
 Every frame is a random texture, whatever way it moves; only what was where one step before tells
-direction and speed. A network needs memory over time, and its membranes are the only one it has.
+direction and speed. A network needs memory over time: that of its membranes.
 """
 
 from __future__ import annotations
