@@ -1,0 +1,37 @@
+"""What is asked for: frozen, validated records that ``convert`` reads.
+
+A record refuses a bad value when it is made, so that no later step needs to check again.
+"""
+
+from .firing import LearnableThreshold, Triangle
+from .gates import ChannelGate, SpatialGate
+from .membrane import SHAPES, BinaryMembrane, TernaryMembrane, UniformMembrane, _Membrane
+from .weights import (
+    AdditivePowerOfTwoWeights,
+    PowerOfTwoWeights,
+    TernaryWeights,
+    UniformInput,
+    UniformWeights,
+    _Weights,
+)
+from .whole import SpQuantConfig, check_kind
+
+__all__ = [
+    "SHAPES",
+    "AdditivePowerOfTwoWeights",
+    "BinaryMembrane",
+    "ChannelGate",
+    "LearnableThreshold",
+    "PowerOfTwoWeights",
+    "SpQuantConfig",
+    "SpatialGate",
+    "TernaryMembrane",
+    "TernaryWeights",
+    "Triangle",
+    "UniformInput",
+    "UniformMembrane",
+    "UniformWeights",
+    "_Membrane",
+    "_Weights",
+    "check_kind",
+]
