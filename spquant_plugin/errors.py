@@ -37,6 +37,10 @@ class ModelError(SpQuantError, ValueError):
     """A network is asked for that does not exist or cannot take this size."""
 
 
+class GateError(SpQuantError, ValueError):
+    """A gate cannot decide with what it was given, or a network holds none."""
+
+
 class AnalysisError(SpQuantError, ValueError):
     """A report cannot be made from what was given."""
 
@@ -59,6 +63,10 @@ class SpQuantWarning(UserWarning):
 
 class SelfFiringWarning(SpQuantWarning):
     """A silent neuron would fire without input: its stored membrane reaches the threshold."""
+
+
+class GateWarning(SpQuantWarning):
+    """The gates of a network did not reach their target."""
 
 
 class DataWarning(SpQuantWarning):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import SpQuantConfig
+from .gates import ChannelGate
 from .layers import TORCH_LAYERS
 from .quantized_layer import QuantizedLayer
 
@@ -47,6 +48,7 @@ class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
     layers: dict[type[nn.Module], type[QuantizedLayer]] = TORCH_LAYERS
+    channel_gate: type[ChannelGate] = ChannelGate
     # Whether neurons return their membrane too, so that a loss may read the last one's.
     returns_membrane = False
 
@@ -102,9 +104,3 @@ def carry_over(new: nn.Module, old: nn.Module, but: Iterable[str] = ()) -> None:
             held = old.__dict__[table]
             new.__dict__[table] = held.copy() if hasattr(held, "copy") else held
     new.training = old.training
-
-
-def device_of(module: nn.Module) -> Any:
-    """Device of a module's first parameter or buffer, or None."""
-    tensors: Iterable[Tensor] = [*module.parameters(), *module.buffers()]
-    return next((tensor.device for tensor in tensors), None)

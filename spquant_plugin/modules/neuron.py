@@ -1,7 +1,8 @@
 """What every neuron of either host adds: a quantised membrane and a threshold that may learn.
 
-The mixin owns the membrane's unit and the threshold's bounds. The host's class says where its
-threshold is, how its potential decays and where it rests.
+The mixin owns the membrane's unit, the threshold's bounds and the spatial gate, and tells channel
+gates what it stored. The host's class says where its threshold is, how its potential decays and
+where it rests.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import config as cfg
 from ..config import LearnableThreshold, _Membrane, check_kind
 from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..functional.threshold import bounded_threshold, threshold_distance
-from .host import device_of
+from .device import device_of
+from .spatial_gate import SpatialGate
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class QuantizedNeuron(nn.Module):
     membrane_unit: Tensor | None
     threshold_bounds: Tensor
     initial_threshold: Any
+    spatial_gate: SpatialGate | None
+    # For channel gates: set by one that reads this neuron; what the last forward stored, summed
+    # over space; and whether it started from a state that this neuron had not left itself.
+    watched = False
+    level_sums: Tensor | None = None
+    level_area = 1
+    began = True
+    _left: object = None
 
     # What the host's class tells.
 
@@ -79,10 +90,16 @@ class QuantizedNeuron(nn.Module):
         membrane: _Membrane | None,
         learnable_threshold: LearnableThreshold | None,
         channels: int | None = None,
+        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
     ) -> None:
-        """Add the unit and, where it learns, the threshold's parameter and bounds."""
+        """Add the unit, the gate and, where it learns, the threshold's parameter and bounds."""
         check_kind(self, "membrane", membrane, _Membrane)
         check_kind(self, "learnable_threshold", learnable_threshold, LearnableThreshold)
+        if not isinstance(spatial_gate, SpatialGate):
+            check_kind(self, "spatial_gate", spatial_gate, cfg.SpatialGate)
+        if isinstance(spatial_gate, cfg.SpatialGate):
+            spatial_gate = SpatialGate(spatial_gate.sparsity, spatial_gate.score)
+        self.spatial_gate = spatial_gate
         self.membrane = membrane
         self.learnable_threshold = learnable_threshold
         unit = None if membrane is None else torch.zeros((), dtype=self._constant_dtype())
@@ -222,6 +239,60 @@ class QuantizedNeuron(nn.Module):
             shape=rule.shape,
             temperature=rule.temperature,
         )
+
+    @torch.no_grad()
+    def levels(self, potential: Tensor) -> Tensor:
+        """``Q(u)`` in units; a float membrane's distance from rest."""
+        rule = self.membrane
+        if rule is None:
+            return potential - self.rest
+        unit = self.membrane_unit.to(potential.dtype)  # type: ignore[union-attr]
+        z = (potential - self.rest) / unit
+        return fm.level_of(z, rule.lowest, rule.highest, rule.cut_points)
+
+    @torch.no_grad()
+    def stored_levels(self, membrane: Tensor) -> Tensor:
+        """The levels that a stored membrane holds; a float membrane's distance from rest.
+
+        Not :meth:`levels` of it: a stored 0 lies on a boundary of the printed Eq. 7.
+        """
+        offset = membrane - self.rest
+        if self.membrane is None:
+            return offset
+        return (offset / self.membrane_unit.to(membrane.dtype)).round()  # type: ignore[union-attr]
+
+    # Gates.
+
+    def kept_pixels(
+        self, potential: Tensor, membrane: Tensor, first: Tensor | bool
+    ) -> Tensor | None:
+        """Pixels that take part in this step, or None where no gate asks.
+
+        ``membrane`` is what the step before left, and ``first`` says that there was none.
+        """
+        gate = self.spatial_gate
+        if gate is None:
+            return None
+        if gate.score == "current":
+            return gate(self.levels(potential))
+        return gate(self.stored_levels(membrane), first)
+
+    def _is_own(self, state: object) -> bool:
+        """Whether a state is the very tensor that the last step left, so that time goes on."""
+        return isinstance(state, Tensor) and state is self._left
+
+    @torch.no_grad()
+    def _tell(self, membrane: Tensor, lead: int, *, began: bool) -> None:
+        """Keep for channel gates the levels of ``[(T,) N, C, *space]``, summed over space."""
+        levels = self.stored_levels(membrane)
+        has_space = levels.ndim > lead + 1
+        self.level_sums = levels.flatten(lead + 1).sum(-1) if has_space else levels
+        self.level_area = levels.shape[lead + 1 :].numel()
+        self.began = began
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy goes on from a state of its own.
+        return {**self.__dict__, "_left": None}
 
     def silent_level(self) -> int:
         """Highest level that a neuron below its threshold can store."""

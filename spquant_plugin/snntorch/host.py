@@ -120,7 +120,7 @@ def _build(neuron: nn.Module, config: SpQuantConfig, channels: int | None) -> nn
         new: Any = TWINS[type(neuron)](**_options(neuron, config), membrane=None)
     carry_over(new, neuron, but=STATES)
     new.state_function = None  # the host's dispatch, which our forward does not use
-    new.install(config.membrane, config.threshold, channels)
+    new.install(config.membrane, config.threshold, channels, config.spatial_gate)
     new.check()
     return new
 

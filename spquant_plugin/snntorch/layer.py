@@ -1,10 +1,11 @@
-"""Quantised layers for snnTorch models, which are built from torch's own layers."""
+"""Quantised layers and gates for snnTorch models, which are built from torch's own layers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..modules.gates import ChannelGate, SpatialGate
 from ..modules.layers import (
     TORCH_LAYERS,
     QuantizedConv1d,
@@ -18,6 +19,7 @@ from ..modules.layers import (
 from ..modules.quantized_layer import QuantizedLayer
 
 __all__ = [
+    "ChannelGate",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -26,6 +28,7 @@ __all__ = [
     "QuantizedConvTranspose3d",
     "QuantizedLinear",
     "QuantizedOneToOne",
+    "SpatialGate",
 ]
 
 LAYERS = TORCH_LAYERS

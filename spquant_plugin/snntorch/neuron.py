@@ -26,10 +26,12 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
+from .. import config as cfg
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..modules.neuron import QuantizedNeuron, state_dtype
+from ..modules.spatial_gate import SpatialGate
 
 __all__ = [
     "TernaryLapicque",
@@ -67,6 +69,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
+        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -76,7 +79,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
                 "quantised twice. Set state_quant=False and choose membrane=... instead."
             )
         self.register_buffer("fired", torch.zeros(0, dtype=torch.bool), persistent=False)
-        self.install(membrane, learnable_threshold, channels)
+        self.install(membrane, learnable_threshold, channels, spatial_gate)
         self.check()
 
     def __init_subclass__(cls) -> None:
@@ -119,6 +122,8 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             names = " or ".join(f"`{name}`" for name in given)
             raise TypeError(f"{names} should not be passed as an argument while `init_hidden=True`")
         current = input_.to(state_dtype(input_))
+        held = given["mem"] if given["mem"] is not None else self.mem
+        self.began = not self._is_own(held)
         if self.fired.shape == self.mem.shape:
             # What fired stored a level above 0: a membrane that the host has cleared since did not.
             self.fired = self.fired & (self.mem > 0)
@@ -189,14 +194,28 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         return spikes * torch.zeros_like(spikes).scatter_(1, winner, 1), compared
 
     def _step(self, *currents: Tensor) -> Tensor:
-        """Reset late, charge, fire, reset at once, store."""
-        threshold = self.threshold_value(currents[0])
+        """Reset late, charge, fire, reset at once, store, mask."""
+        threshold, before = self.threshold_value(currents[0]), self.mem
         potential = self._charged(currents, self._late_reset(threshold), threshold)
         spikes, compared = self._fire(potential, threshold)
-        self.mem = self.store(self._early_reset(potential, spikes, threshold))
-        self.fired = compared
+        stored = self.store(self._early_reset(potential, spikes, threshold))
+        kept = self.kept_pixels(potential, before, self._is_first(before))
+        if kept is not None:
+            spikes, stored, compared = spikes * kept, stored.where(kept, 0.0), compared & kept
+        self.mem, self.fired = stored, compared
+        if self.watched or self.spatial_gate is not None:
+            self._left = self.mem
+        if self.watched:
+            self._tell(self.mem, 1, began=self.began)
         # As in the host, a single winner is not graded.
         return spikes if self.inhibition else spikes * self.graded_spikes_factor
+
+    def _is_first(self, before: Tensor) -> Tensor | bool:
+        """Whether there was no step before: a state from elsewhere, and at rest.
+
+        The host clears states without telling the neuron; but it clears them by new tensors.
+        """
+        return ~before.any() if self.began else False
 
     def _early_reset(self, potential: Tensor, spikes: Tensor, threshold: Tensor | float) -> Tensor:
         if self.reset_delay or self.reset_mechanism == "none":

@@ -13,7 +13,7 @@ from torch import nn
 from ..config import SpQuantConfig
 from ..modules.host import Host, NeuronKind, carry_over
 from . import surrogate
-from .layer import LAYERS
+from .layer import LAYERS, ChannelGate
 from .neuron import (
     TernaryMembraneIFNode,
     TernaryMembraneLIFNode,
@@ -32,6 +32,7 @@ class SpikingJellyHost(Host):
     """SpikingJelly 2."""
 
     layers = LAYERS
+    channel_gate = ChannelGate
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
         kind = type(module)
@@ -75,7 +76,7 @@ class SpikingJellyHost(Host):
         # The threshold learns only once the decay is the old neuron's: its bounds depend on it.
         new: Any = twin(**options)
         carry_over(new, neuron, but=("surrogate_function",))
-        new.install(config.membrane, config.threshold, channels)
+        new.install(config.membrane, config.threshold, channels, config.spatial_gate)
         return new
 
     def channels(self, neuron: nn.Module, shape: tuple[int, ...]) -> int | None:

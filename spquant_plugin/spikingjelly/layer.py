@@ -1,4 +1,4 @@
-"""SpikingJelly layers on quantised weights, in both step modes.
+"""SpikingJelly layers on quantised weights, in both step modes, and gates.
 
 Torch's own layers, as they stand inside ``SeqToANNContainer``, have their twins in
 ``spquant_plugin.modules.layers``.
@@ -6,9 +6,11 @@ Torch's own layers, as they stand inside ``SeqToANNContainer``, have their twins
 
 from __future__ import annotations
 
-from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import base, functional, layer
 from torch import Tensor, nn
 
+from ..modules import gates
+from ..modules.gates import SpatialGate
 from ..modules.layers import TORCH_LAYERS
 from ..modules.quantized_layer import (
     ConvMixin,
@@ -18,6 +20,7 @@ from ..modules.quantized_layer import (
 )
 
 __all__ = [
+    "ChannelGate",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -25,7 +28,24 @@ __all__ = [
     "QuantizedConvTranspose2d",
     "QuantizedConvTranspose3d",
     "QuantizedLinear",
+    "SpatialGate",
 ]
+
+
+class ChannelGate(gates.ChannelGate, base.StepModule):
+    """A channel gate for both step modes: currents ``[T, N, C, ...]`` in mode "m".
+
+    >>> import torch
+    >>> from spquant_plugin.spikingjelly import neuron
+    >>> lif = neuron.TernaryMembraneLIFNode(step_mode="m")
+    >>> conv, gate = QuantizedConv2d(2, 4, 3, step_mode="m"), ChannelGate(2, 4, neuron=lif)
+    >>> gated = gate(conv(lif(torch.rand(5, 1, 2, 8, 8))))
+    >>> gated.shape, gate.open_mask.shape
+    (torch.Size([5, 1, 4, 6, 6]), torch.Size([5, 1, 4]))
+    """
+
+    def lead_dims(self) -> int:
+        return 2 if self.step_mode == "m" else 1
 
 
 class QuantizedConv1d(ConvMixin, layer.Conv1d):

@@ -16,10 +16,12 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
+from .. import config as cfg
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConfigError
 from ..functional import membrane as fm
 from ..modules.neuron import QuantizedNeuron, state_dtype
+from ..modules.spatial_gate import SpatialGate
 
 __all__ = [
     "TernaryMembraneIFNode",
@@ -37,6 +39,9 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     threshold_name = "v_threshold"
     v_threshold: Any  # a number, or a parameter where it learns
     v_reset: float | None
+    v: Any  # the host's memory: a number at rest
+    _memories: dict[str, Any]
+    register_memory: Callable[[str, object], None]
     surrogate_function: Callable[[Tensor], Tensor]
 
     def __init__(
@@ -58,6 +63,11 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
             store_v_seq=store_v_seq,
         )
 
+    def install(self, *options: Any) -> None:
+        super().install(*options)
+        if self.spatial_gate is not None and self.spatial_gate.score == "prior":
+            self.register_memory("begun", False)
+
     def dynamics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Decay of the membrane and gain of the input."""
         raise NotImplementedError
@@ -76,6 +86,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         membrane: Tensor,
         threshold: Tensor | float,
         dynamics: tuple[Tensor | float, Tensor | float],
+        first: bool,
     ) -> tuple[Tensor, Tensor]:
         decay, gain = dynamics
         potential = fm.charge(membrane, current, decay, gain, self.rest)
@@ -85,7 +96,11 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
             left = fm.soft_reset(potential, acting, self.reset_threshold(threshold))
         else:
             left = fm.hard_reset(potential, acting, self.rest)
-        return spikes, self.store(left)
+        stored = self.store(left)
+        kept = self.kept_pixels(potential, membrane, first)
+        if kept is None:
+            return spikes, stored
+        return spikes.where(kept, 0.0), stored.where(kept, self.rest)
 
     def single_step_functional_forward(
         self, inputs: Tensors, states: States, **kwargs: object
@@ -93,21 +108,69 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         x, membrane = inputs[0], states[0]
         current = x.to(state_dtype(x))
         threshold = self.threshold_value(current)
-        spikes, membrane = self._advance(current, membrane, threshold, self.dynamics(current))  # type: ignore[arg-type]
-        return (spikes.to(x.dtype),), (membrane, *states[1:])
+        spikes, membrane = self._advance(
+            current,
+            membrane,  # type: ignore[arg-type]
+            threshold,
+            self.dynamics(current),
+            self._is_first(states),
+        )
+        return (spikes.to(x.dtype),), self._after(membrane)
 
     def multi_step_functional_forward(
         self, inputs: Tensors, states: States, **kwargs: object
     ) -> tuple[Tensors, States]:
-        x_seq, membrane = inputs[0], states[0]
+        spikes, membrane = self._sequence(inputs[0], states)
+        return (spikes,), self._after(membrane)
+
+    def _sequence(
+        self, x_seq: Tensor, states: States, record: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes of all steps and the last membrane; ``record`` gets what each step left."""
+        membrane: Any = states[0]
+        first = self._is_first(states)
         currents = x_seq.to(state_dtype(x_seq))
         # Threshold and decay are the same at every step: one node each in the graph.
         threshold, dynamics = self.threshold_value(currents[0]), self.dynamics(currents)
         train = []
         for current in currents.unbind(0):
-            spikes, membrane = self._advance(current, membrane, threshold, dynamics)  # type: ignore[arg-type]
+            spikes, membrane = self._advance(current, membrane, threshold, dynamics, first)
+            first = False
             train.append(spikes)
-        return (torch.stack(train).to(x_seq.dtype),), (membrane, *states[1:])
+            if record is not None:
+                record.append(membrane)
+        return torch.stack(train).to(x_seq.dtype), membrane
+
+    # A gate that ranks by the step before has to know whether there was one.
+
+    def _is_first(self, states: States) -> bool:
+        return len(states) > 1 and not states[1]
+
+    def _after(self, membrane: Tensor) -> States:
+        return (membrane, True) if "begun" in self._memories else (membrane,)
+
+    # A channel gate that reads this neuron needs what each step stored.
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        began = not self._is_own(self.v)
+        output = super().single_step_forward(x, *args, **kwargs)
+        if self.watched:
+            self._left = self.v
+            self._tell(self.v, 1, began=began)
+        return output
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.watched:
+            return super().multi_step_forward(x_seq, *args, **kwargs)
+        states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
+        record: list[Tensor] = []
+        spikes, membrane = self._sequence(x_seq, states, record)
+        self._memories.update(zip(self._memories, self._after(membrane), strict=True))
+        membrane_seq = torch.stack(record)
+        if self.store_v_seq:
+            self.v_seq = membrane_seq
+        self._tell(membrane_seq, 2, began=True)
+        return spikes
 
     def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
         x = inputs[0][0] if step_mode == "m" else inputs[0]
@@ -116,7 +179,8 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
             return (v.to(device=x.device, dtype=dtype), *states[1:])
         # A state of another shape starts anew, as in the host.
         start = self.rest if isinstance(v, Tensor) else float(v)  # type: ignore[arg-type]
-        return (torch.full(x.shape, start, dtype=dtype, device=x.device), *states[1:])
+        fresh = torch.full(x.shape, start, dtype=dtype, device=x.device)
+        return (fresh, False) if len(states) > 1 else (fresh,)
 
     def extra_repr(self) -> str:
         value = self.v_threshold
@@ -149,11 +213,12 @@ class TernaryMembraneIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
+        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
         )
-        self.install(membrane, learnable_threshold, channels)
+        self.install(membrane, learnable_threshold, channels, spatial_gate)
 
     def dynamics(self, like: Tensor) -> tuple[float, float]:
         return 1.0, 1.0
@@ -184,13 +249,14 @@ class TernaryMembraneLIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
+        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
         )
         self.tau = _time_constant(self, "tau", tau)
         self.decay_input = decay_input
-        self.install(membrane, learnable_threshold, channels)
+        self.install(membrane, learnable_threshold, channels, spatial_gate)
 
     def dynamics(self, like: Tensor) -> tuple[float, float]:
         return 1 - 1 / self.tau, 1 / self.tau if self.decay_input else 1.0
@@ -221,6 +287,7 @@ class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
+        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
@@ -228,7 +295,7 @@ class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
         start = -math.log(_time_constant(self, "init_tau", init_tau) - 1)
         self.w = nn.Parameter(torch.tensor(start))
         self.decay_input = decay_input
-        self.install(membrane, learnable_threshold, channels)
+        self.install(membrane, learnable_threshold, channels, spatial_gate)
 
     def dynamics(self, like: Tensor) -> tuple[Tensor, Tensor | float]:
         rate = self.w.to(like.dtype).sigmoid()

@@ -169,7 +169,7 @@ def test_trap_4_the_reset_cache_of_an_inner_part_is_renewed_too():
 
 def test_trap_5_the_default_surrogate_of_the_host_stays_unchanged():
     shared = inspect.signature(host.LIFNode).parameters["surrogate_function"].default
-    before = repr(shared), dict(vars(shared))
+    before = repr(shared), dict(vars(shared)), shared.training
     net = network()
     assert net[2].surrogate_function is shared
     for config in (MEMBRANE, ADAPTIVE):
@@ -180,7 +180,7 @@ def test_trap_5_the_default_surrogate_of_the_host_stays_unchanged():
     assert repr(net[2].surrogate_function) == before[0]
     assert net[2].surrogate_function is shared
     assert vars(shared).keys() == before[1].keys()
-    assert (repr(shared), shared.training, shared.spiking) == (before[0], True, True)
+    assert (repr(shared), shared.training, shared.spiking) == (before[0], before[2], True)
 
 
 def test_trap_5_our_own_default_is_not_shared():

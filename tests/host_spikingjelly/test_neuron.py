@@ -463,7 +463,7 @@ def test_positional_arguments_are_those_of_the_host(kind):
         if name != "surrogate_function":
             assert ours[name].default == theirs[name].default
     added = list(ours)[len(theirs) :]
-    assert added == ["membrane", "learnable_threshold", "channels"]
+    assert added == ["membrane", "learnable_threshold", "channels", "spatial_gate"]
     assert all(ours[name].kind is inspect.Parameter.KEYWORD_ONLY for name in added)
 
 
