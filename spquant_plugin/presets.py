@@ -6,8 +6,10 @@ from typing import Any
 
 from .config import (
     AdditivePowerOfTwoWeights,
+    ChannelGate,
     LearnableThreshold,
     PowerOfTwoWeights,
+    SpatialGate,
     SpQuantConfig,
     TernaryMembrane,
     Triangle,
@@ -27,14 +29,30 @@ def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> Sp
     >>> quant_snn(8, adaptive=True).threshold.gradient
     'gpw'
     """
+    return _quantized("quant_snn", weight_bits, adaptive, fields)
+
+
+def spquant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> SpQuantConfig:
+    """SpQuant-SNN: :func:`quant_snn` with spatial gates and channel gates. Convert with a sample.
+
+    >>> spquant_snn().spatial_gate, spquant_snn(channel_gate=None).channel_gate
+    (SpatialGate(sparsity=0.35, score='current'), None)
+    """
+    gates = {"spatial_gate": SpatialGate(), "channel_gate": ChannelGate()}
+    return _quantized("spquant_snn", weight_bits, adaptive, {**gates, **fields})
+
+
+def _quantized(
+    name: str, weight_bits: object, adaptive: object, fields: dict[str, Any]
+) -> SpQuantConfig:
     if type(weight_bits) is not int or not 2 <= weight_bits <= 8:
         raise ConfigError(
-            f"quant_snn(weight_bits={weight_bits!r}): must be a whole number from 2 to 8. "
+            f"{name}(weight_bits={weight_bits!r}): must be a whole number from 2 to 8. "
             "Pass weights=... for another quantiser."
         )
     if not isinstance(adaptive, bool):
         raise ConfigError(
-            f"quant_snn(adaptive={adaptive!r}): must be True or False. "
+            f"{name}(adaptive={adaptive!r}): must be True or False. "
             "Pass threshold=LearnableThreshold(...) to choose how it learns."
         )
     defaults: dict[str, Any] = {
@@ -48,5 +66,5 @@ def quant_snn(weight_bits: int = 2, adaptive: bool = False, **fields: Any) -> Sp
     unknown = sorted(set(fields) - set(SpQuantConfig.__dataclass_fields__))
     if unknown:
         listed = ", ".join(("weight_bits", "adaptive", *SpQuantConfig.__dataclass_fields__))
-        raise ConfigError(f"quant_snn received unknown field {unknown[0]!r}: it takes {listed}.")
+        raise ConfigError(f"{name} received unknown field {unknown[0]!r}: it takes {listed}.")
     return SpQuantConfig(**{**defaults, **fields})

@@ -4,14 +4,19 @@ from .apply import convert, convert_
 from .calibrate import calibrate
 from .checkpoint import LoadReport, load_float_state_dict
 from .fold import fold
+from .gate_schedule import GateSchedule
+from .gating import gate_loss, gate_stats
 from .hosts import reset
+from .pairing import Pair
 from .plan import ConversionPlan, PlanRow
 from .planner import plan
 from .status import Status, StatusRow, status
 
 __all__ = [
     "ConversionPlan",
+    "GateSchedule",
     "LoadReport",
+    "Pair",
     "PlanRow",
     "Status",
     "StatusRow",
@@ -19,6 +24,8 @@ __all__ = [
     "convert",
     "convert_",
     "fold",
+    "gate_loss",
+    "gate_stats",
     "load_float_state_dict",
     "plan",
     "reset",

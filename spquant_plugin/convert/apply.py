@@ -11,10 +11,12 @@ from torch import nn
 
 from ..config import SpQuantConfig
 from ..errors import ConversionError, SelfFiringWarning
-from ..modules.host import device_of
+from ..modules.device import device_of
+from ..modules.neuron import QuantizedNeuron
 from .copying import copy_at_rest
 from .hosts import Hosts
-from .plan import ConversionPlan, LayerStep, NeuronStep
+from .pairing import channel_axis
+from .plan import ConversionPlan, GateStep, LayerStep, NeuronStep
 from .planner import plan
 
 
@@ -93,10 +95,36 @@ def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
         new = _build(step, old, devices[step.path])
         replaced.append(old)
         model = _replace(model, old, new)
+    for gate in table.gates:
+        _attach_gate(model, gate)
     for host in hosts.all:
         host.leave(replaced)
         host.enter(model)
     return model
+
+
+def _attach_gate(model: nn.Module, step: GateStep) -> None:
+    """A gate between modules that are what they will be; it is a child of the layer it gates."""
+    pair, rule = step.pair, step.rule
+    layer: Any = model.get_submodule(step.path)
+    source = model.get_submodule(pair.source) if pair.source is not None else None
+    gate = step.host.channel_gate(
+        _input_channels(layer) if rule.source == "input" else pair.source_channels,
+        pair.channels,
+        rule.threshold,
+        rule.score,
+        rule.source,
+        neuron=source if isinstance(source, QuantizedNeuron) else None,
+        channel_dim=pair.channel_dim,
+    )
+    layer.add_module("channel_gate", gate.to(device=device_of(layer), dtype=layer.weight.dtype))
+    gate.train(layer.training)
+    gate.attach(layer, model.get_submodule(pair.end or step.path), channel_axis(layer) or -1)
+
+
+def _input_channels(layer: nn.Module) -> int:
+    own: Any = layer
+    return own.in_features if isinstance(layer, nn.Linear) else own.in_channels
 
 
 def _warn_of_self_firing(table: ConversionPlan) -> None:

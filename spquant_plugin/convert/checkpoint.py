@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, CheckpointWarning
+from ..modules.gates import ChannelGate
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from .hosts import require_model
@@ -21,7 +22,8 @@ class LoadReport:
 
     ``loaded`` are the keys that were copied, ``missing`` those that the model wants and the
     checkpoint lacks, ``unexpected`` the reverse, ``mismatched`` those that differ in shape or
-    meaning; ``recomputed`` are the conversion's own keys, fitted anew to the loaded weights.
+    meaning; ``recomputed`` are the conversion's own keys, fitted anew to the loaded weights;
+    ``kept`` those of gates, which stay as they are where the checkpoint has none.
     """
 
     loaded: tuple[str, ...] = ()
@@ -29,6 +31,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     recomputed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -40,10 +43,11 @@ class LoadReport:
 
     def __str__(self) -> str:
         if self.fits:
-            return (
+            text = (
                 f"loaded {len(self.loaded)} keys, fitted {len(self.recomputed)} keys of the "
                 "conversion anew"
             )
+            return f"{text}, kept {len(self.kept)} keys of gates" if self.kept else text
         parts = [
             f"{name}: {', '.join(keys)}"
             for name, keys in (
@@ -78,7 +82,7 @@ def load_float_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
     present = model.state_dict()
     report = _compare(model, present, state_dict)
     if not report.fits:
-        report = replace(report, loaded=(), recomputed=())
+        report = replace(report, loaded=(), recomputed=(), kept=())
         warnings.warn(str(report), CheckpointWarning, stacklevel=2)
         return report
     _check_values(report.loaded, state_dict)
@@ -117,7 +121,8 @@ def _compare(
     model: nn.Module, present: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> LoadReport:
     added, widened = _keys_of_conversion(model)
-    wanted = [key for key in present if key not in added]
+    gates = _keys_of_gates(model)
+    wanted = [key for key in present if key not in added | gates]
     both = [key for key in present if key in given and key not in (added - widened)]
     return LoadReport(
         loaded=tuple(both),
@@ -138,7 +143,18 @@ def _compare(
             ),
         ),
         recomputed=tuple(key for key in present if key in added and key not in both),
+        kept=tuple(key for key in present if key in gates and key not in both),
     )
+
+
+def _keys_of_gates(model: nn.Module) -> set[str]:
+    """Keys that a float model has only where its author wrote the gates into it."""
+    return {
+        f"{path}.{key}" if path else key
+        for path, module in model.named_modules()
+        if isinstance(module, ChannelGate)
+        for key in module.state_dict()
+    }
 
 
 def _keys_of_conversion(model: nn.Module) -> tuple[set[str], set[str]]:

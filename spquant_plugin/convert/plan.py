@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..config import SpQuantConfig, UniformInput, _Weights
+from ..config import ChannelGate, SpQuantConfig, UniformInput, _Weights
 from ..errors import UnsupportedModuleError
 from ..modules.host import Host
 from ..modules.neuron import SelfFiring
 from ..modules.quantized_layer import QuantizedLayer
 from ..table import no_such_row, render
+from .pairing import Pair
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One line of the plan: ``action`` is convert, quantize, keep, shared or refuse."""
+    """One line of the plan: ``action`` is convert, quantize, gate, keep, shared or refuse."""
 
     path: str
     type: str
@@ -45,16 +46,31 @@ class LayerStep:
     input: UniformInput | None
 
 
+@dataclass(frozen=True)
+class GateStep:
+    """A weight layer to put a channel gate behind."""
+
+    path: str
+    host: Host
+    rule: ChannelGate
+    pair: Pair
+
+
 @dataclass
 class ConversionPlan:
     """The whole conversion as a table: ``print(plan)`` shows every row, paths never shortened.
 
     ``rows`` holds a :class:`~spquant_plugin.convert.PlanRow` for every module with weights or state
-    and for every leaf module. ``refused`` are the rows that stop a conversion.
+    and for every leaf module. ``refused`` are the rows that stop a conversion. With a sample,
+    ``pairs`` tells for every weight layer between which neurons it stands, and why it cannot have a
+    channel gate where it cannot; they are printed where a gate is asked for.
     """
 
     rows: list[PlanRow] = field(default_factory=list)
     steps: list[NeuronStep | LayerStep] = field(default_factory=list)
+    gates: list[GateStep] = field(default_factory=list)
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    shows_pairs: bool = False
     self_firing: dict[str, SelfFiring] = field(default_factory=dict)
 
     @property
@@ -90,7 +106,22 @@ class ConversionPlan:
             )
             for row in self.rows
         ]
-        return f"{render(header, lines)}\n{len(self.rows)} rows: {summary}"
+        text = f"{render(header, lines)}\n{len(self.rows)} rows: {summary}"
+        return f"{text}\n\n{self._pair_table()}" if self.shows_pairs else text
+
+    def _pair_table(self) -> str:
+        gated = {step.path for step in self.gates}
+        lines = [
+            (
+                path,
+                pair.source or "",
+                pair.target or "",
+                pair.end if path in gated and pair.end else "",
+                "channel gate" if path in gated else pair.reason or "no channel gate asked",
+            )
+            for path, pair in self.pairs.items()
+        ]
+        return render(("weight layer", "from", "to", "gated after", "channel gate"), lines)
 
     __repr__ = __str__
 

@@ -12,11 +12,13 @@ from ..errors import ConfigError, SelectionError, SpQuantError
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from .gate_plan import GatePlanner, check_sample
 from .hosts import Hosts, require_model
 from .layers import layer_kind, not_finite
+from .pairing import is_neuron, is_synapse
 from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
 from .selection import Selection
-from .trace import INPUT, Trace, trace
+from .trace import INPUT, Trace, is_norm, trace
 
 
 def plan(
@@ -42,6 +44,7 @@ def plan(
     """
     _check_arguments(model, config, on_unmatched)
     selection = Selection(model, config, include, exclude, on_unmatched)
+    check_sample(config, selection, sample)
     return _Planner(model, config, sample, selection).build()
 
 
@@ -73,14 +76,14 @@ class _Planner:
         self.trace: Trace | None = None
         if sample is not None:
             self.trace = trace(model, sample, self._is_convertible)
+        self.gates = GatePlanner(model, selection, self.hosts, self.trace)
         self.edges, self.readers = self._edges_and_readers()
 
     def _is_neuron(self, module: nn.Module) -> bool:
         return isinstance(module, QuantizedNeuron) or self.hosts.neuron_kind(module) is not None
 
     def _is_convertible(self, module: nn.Module) -> bool:
-        known = self.hosts.neuron_kind(module) or layer_kind(module, self.hosts)
-        return isinstance(module, QuantizedNeuron | QuantizedLayer) or known is not None
+        return is_neuron(module, self.hosts) or is_synapse(module, self.hosts)
 
     def _edges_and_readers(self) -> tuple[set[str], set[str]]:
         """First and last weight layer, and the layers that the raw input reaches."""
@@ -115,6 +118,8 @@ class _Planner:
             if part:
                 skipped[path] = part
         self._add_input_row()
+        self.plan.pairs = self.gates.pairs
+        self.plan.shows_pairs = any(c.channel_gate for c in self.selection.configs)
         self._check_asked()
         return self.plan
 
@@ -185,8 +190,13 @@ class _Planner:
         if kind.action == "keep":
             self._row(path, module, "keep", kind.reason)
             return None
+        config, gate = (None, "") if config is None else self.gates.spatial(path, config)
+        if self.gates.refuses(path, gate):
+            self._row(path, module, "refuse", gate)
+            return None
         if config is None or not config.changes_neurons:
-            self._row(path, module, "keep", reason or "no membrane, surrogate or threshold asked")
+            why = reason or gate or "no membrane, surrogate or threshold asked"
+            self._row(path, module, "keep", why)
             return None
         if kind.action == "refuse":
             self._row(path, module, "refuse", kind.reason)
@@ -200,7 +210,8 @@ class _Planner:
             return None
         host.leave([twin])
         self.plan.steps.append(step)
-        reason, bits = self._describe_neuron(path, kind.reason, twin, config)
+        told = f"{kind.reason}; {gate}" if gate else kind.reason
+        reason, bits = self._describe_neuron(path, told, twin, config)
         if config.membrane is not None and host.returns_membrane and self._is_output(path):
             levels = config.membrane.highest - config.membrane.lowest + 1
             reason += f"; last neuron: a loss that reads its membrane sees {levels} levels"
@@ -243,8 +254,15 @@ class _Planner:
         config, reason = self.selection.config_for(path)
         weights, given = self._weights_for(path, config)
         input = config.input if config is not None and path in self.readers else None
+        gate, told = self.gates.channel(path, config)
+        if self.gates.refuses(path, told):
+            self._row(path, module, "refuse", told)
+            return "refused"
+        if gate is not None:
+            self.plan.gates.append(gate)
+        given = f"{given}; {told}" if told else given
         if weights is None and input is None:
-            self._row(path, module, "keep", reason or given)
+            self._row(path, module, "keep" if gate is None else "gate", reason or given)
             return "kept" if target is None else None
         refusal = refusal or not_finite(module)
         if target is None or refusal is not None:
@@ -283,7 +301,7 @@ class _Planner:
         config, reason = self.selection.config_for(path)
         if config is None and reason:
             self._row(path, module, "keep", reason)
-        elif isinstance(module, nn.modules.batchnorm._NormBase) or "Norm" in type(module).__name__:
+        elif is_norm(module):
             self._row(path, module, "keep", "normalisation stays in float")
         elif own:
             self._row(path, module, "keep", f"own parameters stay in float: {', '.join(own)}")
@@ -296,22 +314,27 @@ class _Planner:
         """Something was asked for: then something must have matched."""
         if self.selection.on_unmatched == "ignore" or self.plan.refused:
             return
-        asked = {
-            "neurons": any(c.changes_neurons for c in self.selection.configs),
-            "weight layers": any(c.weights is not None for c in self.selection.configs),
-            "weight layers that read the raw input": any(
-                c.input is not None for c in self.selection.configs
+        configs = self.selection.configs
+        neurons = [step for step in self.plan.steps if isinstance(step, NeuronStep)]
+        layers = [step for step in self.plan.steps if isinstance(step, LayerStep)]
+        parts = {
+            "neurons": (any(c.changes_neurons for c in configs), neurons),
+            "weight layers": (any(c.weights for c in configs), layers),
+            "weight layers that read the raw input": (
+                any(c.input for c in configs),
+                [step for step in layers if step.input],
+            ),
+            "neurons with space to gate": (
+                any(c.spatial_gate for c in configs),
+                [step for step in neurons if step.config.spatial_gate],
+            ),
+            "weight layers to gate between two neurons": (
+                any(c.channel_gate for c in configs),
+                self.plan.gates,
             ),
         }
-        found = {
-            "neurons": any(isinstance(step, NeuronStep) for step in self.plan.steps),
-            "weight layers": any(isinstance(step, LayerStep) for step in self.plan.steps),
-            "weight layers that read the raw input": any(
-                isinstance(step, LayerStep) and step.input for step in self.plan.steps
-            ),
-        }
-        missing = [part for part in asked if asked[part] and not found[part]]
-        if self.selection.is_limited and self.plan.steps:
+        missing = [part for part, (asked, found) in parts.items() if asked and not found]
+        if self.selection.is_limited and (self.plan.steps or self.plan.gates):
             return
         if missing:
             self.selection.complain(

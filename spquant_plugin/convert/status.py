@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..modules.gates import ChannelGate
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from ..table import no_such_row, render
@@ -70,6 +71,8 @@ def status(model: nn.Module) -> Status:
             rows.append(_neuron_row(path, module))
         elif isinstance(module, QuantizedLayer):
             rows.append(_layer_row(path, module))
+        elif isinstance(module, ChannelGate):
+            rows.append(_gate_row(path, module))
     return Status(tuple(rows))
 
 
@@ -88,7 +91,22 @@ def _neuron_row(path: str, neuron: QuantizedNeuron) -> StatusRow:
         parts.append(f"learns ({neuron.learnable_threshold.gradient}{each})")
     if "syn" in getattr(neuron, "states", ()):
         parts.append("syn float32")
+    if neuron.spatial_gate is not None:
+        gate = neuron.spatial_gate
+        parts.append(f"masks {gate.sparsity:.0%} of the pixels ({gate.score})")
     return StatusRow(path, type(neuron).__name__, bits, ", ".join(parts))
+
+
+def _gate_row(path: str, gate: ChannelGate) -> StatusRow:
+    closed = gate.closed_fraction()
+    now = "not run yet" if closed is None else f"{float(closed.detach()):.1%} closed"
+    parts = [
+        f"{gate.in_channels} -> {gate.out_channels} channels",
+        f"{gate.rule.score} of the {gate.source} >= {gate.rule.threshold:g}",
+        now,
+    ]
+    bits = str(gate.weight_quantizer.rule.stored_bits)
+    return StatusRow(path, type(gate).__name__, bits, ", ".join(parts))
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 Runs a copy in eval mode without gradient and restores the random generator. Each tensor carries its
 *origins*, the model's input to begin with, renewed by each weight layer and neuron; so one can
-tell which layers read the raw input.
+tell which layers read the raw input, and which neurons a layer reads. Norms and other stateful
+modules only add themselves.
 """
 
 from __future__ import annotations
@@ -14,31 +15,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import SampleError
 from ..modules.host import HOOK_TABLES
-from .copying import copy_at_rest
+from .copying import _held_tensors, copy_at_rest
 from .hosts import Hosts
 
 INPUT = "(input)"
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: when it began, counted over all calls, and the origins it read."""
+
+    tick: int
+    reads: frozenset[str]
+
+
 @dataclass
 class Trace:
-    """What a dry run saw. Paths are those of ``named_modules()``."""
+    """What a dry run saw. Paths are those of ``named_modules()``; shapes are of the first call."""
 
     order: list[str] = field(default_factory=list)
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    norms: set[str] = field(default_factory=set)
+    ticks: int = 0
     integer_sample: bool = True
 
     def reads_input(self, path: str) -> bool:
         """Whether nothing but raw input, changed by no weight or neuron, reaches this module."""
-        return self.origins.get(path) == frozenset({INPUT})
+        return self.origins.get(path, frozenset()) - self.norms == {INPUT}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: torch's classes, or by its name."""
+    return isinstance(module, _NormBase) or "Norm" in type(module).__name__
 
 
 class _Origins(TorchDispatchMode):
@@ -62,7 +80,23 @@ class _Origins(TorchDispatchMode):
         result = func(*args, **kwargs)
         if origins:
             self.mark(result, origins)
+            for tensor in _written(func, args, kwargs):
+                # What is written to a view is read from its base: a buffer filled step by step.
+                for held in (tensor, tensor._base):
+                    if held is not None:
+                        self.mark(held, self.gather(held) | origins)
         return result
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Arguments that an operation changes in place."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    given = kwargs | {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(given.get(argument.name))
 
 
 def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) -> Trace:
@@ -117,21 +151,38 @@ def as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _drop_hooks(model: nn.Module) -> None:
-    """A copied hook still reports to the original's monitors, which must not see this run."""
-    for module in model.modules():
-        for table in HOOK_TABLES:
-            held = module.__dict__.get(table)
-            if isinstance(held, dict):
-                held.clear()
+    """A copied hook still reports to the original's monitors, which must not see this run.
+
+    Hooks by which a module of the model acts on another one are part of what the model computes.
+    """
+    modules = set(model.modules())
+    for module in modules:
+        held = [module.__dict__.get(table) for table in HOOK_TABLES]
+        tables = [table for table in held if isinstance(table, dict)]
+        # Some tables hold hooks, and some only flags for the same keys.
+        acting = {key for table in tables for key in table if _acts(table[key], modules)}
+        for table in tables:
+            for key in set(table) - acting:
+                del table[key]
+
+
+def _acts(hook: Any, modules: set[nn.Module]) -> bool:
+    owner = getattr(hook, "__self__", None)
+    return getattr(type(owner), "acts_by_hooks", False) and owner in modules
 
 
 def _watch(
     model: nn.Module, renews: Callable[[nn.Module], bool], record: Trace, origins: _Origins
 ) -> None:
+    hosts = Hosts()
     for path, module in model.named_modules():
-        if renews(module) or not list(module.children()):
+        # A block named after its norm holds weights as well, and is none.
+        if is_norm(module) and not any(map(renews, module.modules())):
+            record.norms.add(path)
+        joins = path in record.norms or hosts.neuron_kind(module) is not None
+        if renews(module) or joins or not list(module.children()):
             module.register_forward_pre_hook(_before(path, record, origins), with_kwargs=True)
-            module.register_forward_hook(_after(path, renews(module), record, origins))
+            module.register_forward_hook(_after(path, renews(module), joins, record, origins))
 
 
 def _before(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
@@ -141,15 +192,25 @@ def _before(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
             record.input_shapes[path] = _first_shape((args, kwargs))
         read = origins.gather((args, kwargs))
         record.origins[path] = record.origins.get(path, frozenset()) | read
+        record.calls.setdefault(path, []).append(Call(record.ticks, read))
+        record.ticks += 1
 
     return hook
 
 
-def _after(path: str, renews: bool, record: Trace, origins: _Origins) -> Callable[..., None]:
+def _after(
+    path: str, renews: bool, joins: bool, record: Trace, origins: _Origins
+) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         record.output_shapes.setdefault(path, _first_shape(output))
         if renews:
-            origins.mark(output, frozenset({path}))
+            # States too: who reads a membrane from the neuron itself reads this neuron.
+            given = {id(tensor) for tensor in _tensors(args)}
+            held = (t for t in _held_tensors(module) if not isinstance(t, nn.Parameter))
+            states = [tensor for tensor in held if id(tensor) not in given]
+            origins.mark([output, states], frozenset({path}))
+        elif joins:
+            origins.mark(output, origins.gather(output) | {path})
 
     return hook
 
