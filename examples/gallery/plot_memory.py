@@ -12,7 +12,7 @@ import torch
 import spquant_plugin as spq
 
 net = spq.models.create("vgg9", in_channels=2, size=48, num_classes=10)
-events = torch.zeros(1, 1, 2, 48, 48)  # [T, N, C, H, W]; only the shape matters here
+events = (torch.rand(1, 1, 2, 48, 48) < 0.1).float()  # [T, N, C, H, W]
 float_report = spq.analyze(net, events)
 float_report.plot()
 
@@ -21,7 +21,7 @@ float_report.plot()
 # the first and the last layer) and each membrane 2 bits:
 
 quantized = spq.convert(net, spq.presets.quant_snn(weight_bits=2), sample=events)
-print(spq.analyze(quantized, events))
+print(spq.analyze(quantized, events).memory)
 
 # %%
 # Side by side

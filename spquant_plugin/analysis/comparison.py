@@ -12,15 +12,17 @@ from ..errors import AnalysisError
 from ..table import render
 from .plots import plot_comparison
 from .report import Report
-from .units import bytes_text, ratio_text, table_markdown
+from .units import bytes_text, count_text, ratio_text, table_markdown
 
 PARTS = ("weight", "membrane", "spike", "other", "total")
 
 
+COUNTS = ("effective", "gates", "total")
 HEADER = (
     *("model", "mode", "weights", "ratio", "membranes", "ratio"),
-    *("spikes", "ratio", "total", "ratio", "other"),
+    *("spikes", "ratio", "total", "ratio", "other", "accumulates", "ratio"),
 )
+WITH_GATES = ("with gates", "ratio")
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,27 @@ class Comparison:
         )
         return first / own if own else None
 
+    def operation_ratio(self, index: int, count: str = "total") -> float | None:
+        """The same for operations: ``"effective"`` accumulates, or the ``"total"`` with gates."""
+        first, own = (
+            getattr(report.operations, count) for report in (self.reports[0], self.reports[index])
+        )
+        return first / own if own else None
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``rows`` holds for each report its name, mode, bytes and ratios."""
+        """Plain values: ``rows`` holds for each report its name, mode, bytes, counts and ratios."""
         rows = []
         for index, (name, report) in enumerate(zip(self.names, self.reports, strict=True)):
             sizes = {f"{part}_bytes": getattr(report.memory, f"{part}_bytes") for part in PARTS}
             ratios = {part: self.ratio(index, part) for part in PARTS}
-            rows.append({"name": name, "mode": report.memory.mode, **sizes, "ratios": ratios})
+            operations: dict[str, Any] = {
+                count: getattr(report.operations, count) for count in COUNTS
+            }
+            operations["ratios"] = {
+                count: self.operation_ratio(index, count) for count in ("effective", "total")
+            }
+            memory = {"name": name, "mode": report.memory.mode, **sizes, "ratios": ratios}
+            rows.append({**memory, "operations": operations})
         return {"rows": rows}
 
     def to_json(self, indent: int | None = None) -> str:
@@ -58,12 +74,24 @@ class Comparison:
             for part in ("weight", "membrane", "spike", "total"):
                 cells.append(bytes_text(getattr(report.memory, f"{part}_bytes")))
                 cells.append(ratio_text(self.ratio(index, part)))
-            lines.append((*cells, bytes_text(report.memory.other_bytes)))
+            cells.append(bytes_text(report.memory.other_bytes))
+            for count in ("effective", "total") if self._gated else ("effective",):
+                cells.append(count_text(getattr(report.operations, count)))
+                cells.append(ratio_text(self.operation_ratio(index, count)))
+            lines.append(tuple(cells))
         return lines
+
+    @property
+    def _gated(self) -> bool:
+        return any(report.operations.gates for report in self.reports)
+
+    @property
+    def _header(self) -> tuple[str, ...]:
+        return HEADER + WITH_GATES if self._gated else HEADER
 
     def table(self) -> str:
         """The comparison as text."""
-        return "\n".join([render(HEADER, self._lines()), "", *self._footnotes()])
+        return "\n".join([render(self._header, self._lines()), "", *self._footnotes()])
 
     __str__ = table
 
@@ -72,7 +100,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The comparison as a Markdown table."""
-        body = table_markdown(HEADER, self._lines(), text_columns=(0, 1))
+        body = table_markdown(self._header, self._lines(), text_columns=(0, 1))
         return "\n\n".join([body, *self._footnotes()]) + "\n"
 
     def _footnotes(self) -> list[str]:
@@ -83,11 +111,14 @@ class Comparison:
             total += " + other"
         elif "measured" in modes:
             total += ", and other where measured"
-        return [f"bytes per sample; 2x is half of {self.names[0]}; {total}"]
+        counted = "accumulates = effective ones per sample, over all its steps"
+        gates = "; with gates = and what the gates' own decisions take" if self._gated else ""
+        return [f"bytes per sample; 2x is half of {self.names[0]}; {total}", counted + gates]
 
     def plot(self) -> Any:
-        """A matplotlib figure: a stacked bar for each report."""
-        return plot_comparison(self.names, [report.memory for report in self.reports])
+        """A matplotlib figure: memory and operations, a bar for each report."""
+        memories = [report.memory for report in self.reports]
+        return plot_comparison(self.names, memories, [report.operations for report in self.reports])
 
 
 def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:

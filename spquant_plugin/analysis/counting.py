@@ -12,7 +12,8 @@ from ..errors import AnalysisError
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from . import modules as parts
-from .dry_run import Calls, DryRun, Held, batch_size
+from .batch import batch_size, layout_of, membrane_of
+from .dry_run import Calls, DryRun, Held
 from .memory import MemoryReport, MemoryRow
 
 LATENT = (
@@ -62,8 +63,7 @@ class _Counter:
         }
         # Another module may hold a layer's weight too (a neuron its recurrent one, say).
         self.synapses = {id(weight) for held in self.weights.values() for weight in held}
-        layouts = [(path, self._layout(path, module)) for path, module in self.modules]
-        self.batch = batch_size(run, [(p, held.shape) for p, held in layouts if held is not None])
+        self.batch = batch_size(run)
 
     def rows(self) -> list[MemoryRow]:
         rows: list[MemoryRow] = []
@@ -126,10 +126,6 @@ class _Counter:
 
     # Neurons.
 
-    def _membrane(self, path: str) -> Held | None:
-        states = self.run.calls[path].states
-        return next((states[name] for name in parts.MEMBRANES if name in states), None)
-
     def _with_states(self, row: MemoryRow, module: nn.Module) -> MemoryRow:
         calls = self.run.calls.get(row.path)
         if calls is None:
@@ -157,27 +153,14 @@ class _Counter:
 
     def _with_kept_state(self, row: MemoryRow, calls: Calls) -> MemoryRow:
         """No spiking neuron: its membrane, if it has one, counts like any state."""
-        membrane = self._membrane(row.path)
+        membrane = membrane_of(self.run, row.path)
         held = 0.0 if membrane is None else self._per_sample(membrane) * membrane.bits / 8
         names = ", ".join(name for name in calls.states if name not in parts.DERIVED)
         note = f"keeps {names}, emits no spikes" if names else "holds no state at inference"
         return replace(row, membrane_bytes=row.membrane_bytes + held, note=note)
 
-    def _layout(self, path: str, module: nn.Module) -> Held | None:
-        """A tensor with an element for each neuron of the batch, ``[N, ...]``: the membrane.
-
-        Neurons that keep none compute all steps at once, unless they say that they do one.
-        """
-        if self.kinds[path] not in ("neuron", "state") or path not in self.run.calls:
-            return None
-        held, output = self._membrane(path), self.run.calls[path].output
-        if held is not None or self.kinds[path] == "state" or output is None:
-            return held
-        at_once = getattr(module, "step_mode", "m") == "m"
-        return Held(output.shape[1:], output.bits) if at_once else output
-
     def _neurons(self, path: str, module: nn.Module) -> int:
-        layout = self._layout(path, module)
+        layout = layout_of(self.run, path, module, self.kinds[path])
         if layout is None:
             return 0
         if path not in self.run.fed and layout.shape[:1] != (self.batch,):
@@ -191,7 +174,7 @@ class _Counter:
         return layout.elements // self.batch
 
     def _membrane_bits(self, path: str, module: nn.Module) -> tuple[int, float]:
-        held = self._membrane(path)
+        held = membrane_of(self.run, path)
         if held is None:
             return 0, 0.0
         quantized = None if self.measured else parts.membrane_bits(module)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..convert.hosts import Hosts
@@ -39,7 +38,7 @@ class Held:
 class Calls:
     """What all calls of one module showed; of several sizes the largest stays."""
 
-    input_dimensions: int = 0
+    input_shape: tuple[int, ...] = ()
     output: Held | None = None
     states: dict[str, Held] = field(default_factory=dict)
 
@@ -48,54 +47,77 @@ class Calls:
 class DryRun:
     """The copy that ran, and the calls by path (the first path of a shared module).
 
-    ``fed`` holds the paths that the sample reaches; others see constants, which have no batch.
+    ``read`` holds for each module the paths of the weight layers and neurons that it read, ``fed``
+    the paths that the sample reaches; others see constants, which have no batch.
     """
 
     model: nn.Module
     calls: dict[str, Calls] = field(default_factory=dict)
+    read: dict[str, frozenset[str]] = field(default_factory=dict)
     fed: set[str] = field(default_factory=set)
 
 
-def dry_run(model: nn.Module, sample: Any, timesteps: int | None) -> DryRun:
-    """Run ``model(sample)``, or with ``timesteps`` once for each step of the sample."""
+def dry_run(
+    model: nn.Module, sample: Any, timesteps: int | None, watch: Callable[[nn.Module], None]
+) -> DryRun:
+    """Run ``model(sample)``, or with ``timesteps`` once for each step of the sample.
+
+    ``watch`` is given the copy before it runs, to hang hooks of its own into it.
+    """
     if timesteps is not None:
         _check_timesteps(sample, timesteps)
     found: list[DryRun] = []
     # Named like the model: the error of a sample that does not fit names the class that ran.
-    watched = type(type(model).__name__, (_Watched,), {})(model, timesteps, found)
+    watched = type(type(model).__name__, (_Watched,), {})(model, timesteps, found, watch)
     hosts = Hosts()
     kinds = ("weights", "neuron", "state")
     record = trace(watched, sample, lambda module: kind_of(module, hosts) in kinds)
     run = found[0]
-    run.fed = _fed_by_the_sample(record.origins)
+    run.read = {
+        _inner(path): frozenset(_inner(source) for source in sources)
+        for path, sources in record.origins.items()
+    }
+    run.fed = _fed_by_the_sample(run.read)
     return run
 
 
-def _fed_by_the_sample(origins: dict[str, frozenset[str]]) -> set[str]:
+def _inner(path: str) -> str:
+    """The trace saw the model as the child "model" of what called it."""
+    return path.removeprefix("model").removeprefix(".")
+
+
+def _fed_by_the_sample(read: dict[str, frozenset[str]]) -> set[str]:
     """Paths of the modules that the sample reaches, through whatever others."""
     fed, before = {INPUT}, 0
     while len(fed) > before:
         before = len(fed)
-        fed |= {path for path, sources in origins.items() if sources & fed}
-    # The trace saw the model as the child "model" of what called it.
-    return {path.removeprefix("model").removeprefix(".") for path in fed}
+        fed |= {path for path, sources in read.items() if sources & fed}
+    return fed
 
 
 class _Watched(nn.Module):
     """Calls the model, in a loop over time where asked, with hooks that take notes."""
 
-    def __init__(self, model: nn.Module, timesteps: int | None, found: list[DryRun]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        timesteps: int | None,
+        found: list[DryRun],
+        watch: Callable[[nn.Module], None],
+    ) -> None:
         super().__init__()
         self.model = model
         self.timesteps = timesteps
-        # A function is not copied with the module, so the copy's notes arrive here.
+        # Functions are not copied with the module, so the copy's notes arrive here.
         self.report = lambda run: found.append(run)
+        self.watch = lambda model: watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         run, hosts = DryRun(self.model), Hosts()
         for path, module in self.model.named_modules():
             module.register_forward_hook(_note(run, path, hosts), with_kwargs=True)
         self.report(run)
+        self.watch(self.model)
         if self.timesteps is None:
             self.model(*args, **kwargs)
             return
@@ -107,8 +129,8 @@ class _Watched(nn.Module):
 def _note(run: DryRun, path: str, hosts: Hosts) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls = run.calls.setdefault(path, Calls())
-        given, came = _first((args, kwargs)), _first(output)
-        calls.input_dimensions = 0 if given is None else given.ndim
+        given, came = first_tensor((args, kwargs)), first_tensor(output)
+        calls.input_shape = () if given is None else tuple(given.shape)
         if came is not None:
             calls.output = _larger(calls.output, came)
         named: dict[str, list[Tensor]] = {}
@@ -127,7 +149,8 @@ def _larger(known: Held | None, *parts: Tensor) -> Held:
     return now if known is None or now.elements > known.elements else known
 
 
-def _first(values: Any) -> Tensor | None:
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor among nested arguments or results."""
     return next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
 
 
@@ -145,19 +168,3 @@ def _check_timesteps(sample: Any, timesteps: object) -> None:
                 f"{tuple(tensor.shape)}, and its first dimension must be the {timesteps} steps. "
                 f"Pass [T, N, ...] with T = {timesteps}, or leave timesteps out."
             )
-
-
-def batch_size(run: DryRun, layouts: Iterable[tuple[str, tuple[int, ...]]]) -> int:
-    """Samples in the batch: the first dimension of every neuron's state, in both hosts.
-
-    1 for a sample without a batch dimension: a weight layer shows that by what it read. Modules
-    that the sample reaches are asked; all, where it is lost on its way to them (through numpy).
-    """
-    for path in run.fed & set(run.calls):
-        module = run.model.get_submodule(path)
-        read = run.calls[path].input_dimensions
-        if isinstance(module, _ConvNd | nn.Linear) and read < module.weight.ndim:
-            return 1
-    first = {path: shape[0] for path, shape in layouts if shape}
-    fed = [size for path, size in first.items() if path in run.fed]
-    return min(fed or first.values(), default=1)

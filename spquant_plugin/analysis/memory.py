@@ -188,6 +188,8 @@ class MemoryReport:
         """The whole report as text; paths are never shortened."""
         return "\n".join([self.title, "", render(HEADER, self.lines()), "", *self.footnotes])
 
+    __str__ = table
+
     def to_markdown(self) -> str:
         """The same as a Markdown table."""
         body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 10))

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..convert.hosts import Hosts
-from ..convert.layers import layer_kind
+from ..convert.layers import COMPUTES, layer_kind
+from ..convert.trace import is_norm
+from ..modules.gates import ChannelGate
 from ..modules.input_quantizer import InputQuantizer
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
@@ -29,14 +31,12 @@ def kind_of(module: nn.Module, hosts: Hosts) -> str:
     """weights, neuron, state, norm or other."""
     if isinstance(module, QuantizedNeuron):
         return "neuron"
-    if isinstance(module, QuantizedLayer) or layer_kind(module, hosts) is not None:
+    if isinstance(module, QuantizedLayer | ChannelGate) or layer_kind(module, hosts) is not None:
         return "weights"
     known = hosts.neuron_kind(module)
     if known is not None:
         return "state" if known[1].action == "keep" else "neuron"
-    if isinstance(module, nn.modules.batchnorm._NormBase) or "Norm" in type(module).__name__:
-        return "norm"
-    return "other"
+    return "norm" if is_norm(module) else "other"
 
 
 def is_part(module: nn.Module) -> bool:
@@ -64,21 +64,41 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield name, value
 
 
+def quantizer_of(module: nn.Module) -> WeightQuantizer | None:
+    """What quantises the weight of a layer or of a channel gate."""
+    if isinstance(module, ChannelGate | QuantizedLayer):
+        return module.weight_quantizer
+    return None
+
+
 def scale_bits(module: nn.Module) -> int:
     """Bits of the scales that turn a quantised layer's stored levels into weights."""
-    quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
+    quantizer = quantizer_of(module)
     if quantizer is None:
         return 0
     own: Any = module
     alpha = getattr(quantizer, "alpha", None)
-    count = alpha.numel() if isinstance(alpha, Tensor) else own.rows(own.weight).shape[0]
+    rows = own.rows(own.weight) if isinstance(module, QuantizedLayer) else own.weight
+    count = alpha.numel() if isinstance(alpha, Tensor) else rows.shape[0]
     return 8 * own.weight.element_size() * count
 
 
 def weight_bits(module: nn.Module, weight: Tensor) -> int:
     """Stored bits of one weight: the quantiser's, or the float's own."""
-    quantizer = module.weight_quantizer if isinstance(module, QuantizedLayer) else None
+    quantizer = quantizer_of(module)
     return 8 * weight.element_size() if quantizer is None else quantizer.rule.stored_bits
+
+
+def computes_in_its_own_way(module: nn.Module, hosts: Hosts) -> bool:
+    """Whether a weight layer overrides what the class that it is known by computes."""
+    known = next((base for base in type(module).__mro__ if base in hosts.layers), None)
+    if known is None or isinstance(module, QuantizedLayer):
+        return False
+    return any(
+        name in module.__dict__
+        or getattr(type(module), name, None) is not getattr(known, name, None)
+        for name in COMPUTES
+    )
 
 
 def membrane_bits(module: nn.Module) -> tuple[int, float] | None:

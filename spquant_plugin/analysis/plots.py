@@ -1,4 +1,4 @@
-"""Stacked bars of memory. matplotlib is loaded when a figure is asked for, without pyplot."""
+"""Bars of memory and operations. matplotlib is loaded when asked for a figure, without pyplot."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ from typing import Any
 
 from ..errors import MissingHostError
 from .memory import MemoryReport, MemoryRow
-from .units import bytes_text, scaled
+from .operations import OperationReport, OperationRow
+from .units import bytes_text, count_text, scaled
 
 # Colours that stay apart for colour-blind readers and in grey.
 COLOURS = {"weight": "#0072B2", "membrane": "#E69F00", "spike": "#009E73", "other": "#999999"}
+DENSE, EFFECTIVE = "#bbbbbb", "#CC79A7"
 LABELS = {"weight": "weights", "membrane": "membranes", "spike": "spikes", "other": "other"}
 
 
-def plot_report(title: str, memory: MemoryReport) -> Any:
+def plot_report(title: str, memory: MemoryReport, operations: OperationReport) -> Any:
     """One horizontal bar per module, so that long paths and many modules stay readable."""
     parts = _parts(memory.mode)
     rows = [row for row in memory.layers if any(_size(row, part) for part in parts)]
+    counted = [row for row in operations.layers if row.kind != "none"]
+    figure, panels = _panels(len(rows), len(counted))
     names = [row.path or "(model)" for row in rows]
     sizes = {part: [_size(row, part) for row in rows] for part in parts}
-    return _bars(f"{title}: memory per sample ({memory.mode})", names, sizes)
+    _memory_bars(panels[0], names, sizes)
+    panels[0].set_title(f"{title}: memory per sample ({memory.mode})")
+    if counted:
+        _operation_bars(panels[1], [row.path or "(model)" for row in counted], counted)
+    return _with_legend(figure)
 
 
-def plot_comparison(names: Sequence[str], memories: Sequence[MemoryReport]) -> Any:
+def plot_comparison(
+    names: Sequence[str],
+    memories: Sequence[MemoryReport],
+    operations: Sequence[OperationReport],
+) -> Any:
     """One horizontal bar per model, with its total at the end."""
     modes = list(dict.fromkeys(memory.mode for memory in memories))
     sizes = {
@@ -31,8 +43,13 @@ def plot_comparison(names: Sequence[str], memories: Sequence[MemoryReport]) -> A
         for part in LABELS
         if any(part in _parts(mode) for mode in modes)
     }
-    title = f"memory per sample ({', '.join(modes)})"
-    return _bars(title, names, sizes, [bytes_text(memory.total_bytes) for memory in memories])
+    figure, panels = _panels(len(names), len(names) if any(map(len, operations)) else 0)
+    _memory_bars(panels[0], names, sizes, [bytes_text(memory.total_bytes) for memory in memories])
+    panels[0].set_title(f"memory per sample ({', '.join(modes)})")
+    if len(panels) > 1:
+        ends = [f"{count_text(report.effective)} effective" for report in operations]
+        _operation_bars(panels[1], names, operations, ends)
+    return _with_legend(figure)
 
 
 def _parts(mode: str) -> tuple[str, ...]:
@@ -44,12 +61,8 @@ def _size(held: MemoryRow | MemoryReport, part: str) -> float:
     return float(getattr(held, f"{part}_bytes"))
 
 
-def _bars(
-    title: str,
-    names: Sequence[str],
-    sizes: dict[str, list[float]],
-    ends: Sequence[str] | None = None,
-) -> Any:
+def _panels(memory_rows: int, operation_rows: int) -> tuple[Any, Sequence[Any]]:
+    """A figure with a panel for memory and, below it, one for operations where there are any."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -57,22 +70,57 @@ def _bars(
             "plot() needs matplotlib, which is not installed. "
             'Run: python -m pip install "spquant-plugin[plots]"'
         ) from None
+    heights = [1.6 + 0.28 * rows for rows in (memory_rows, operation_rows) if rows]
+    heights = heights or [1.6]
+    figure = Figure(figsize=(8.0, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
+    return figure, list(panels[:, 0])
+
+
+def _memory_bars(
+    axes: Any, names: Sequence[str], sizes: dict[str, list[float]], ends: Sequence[str] = ()
+) -> None:
+    """Stacked bars of bytes."""
     sums = [sum(stack) for stack in zip(*sizes.values(), strict=True)]
     unit, unit_name = scaled(max(sums, default=0.0))
-    figure = Figure(figsize=(8.0, 1.6 + 0.28 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
     places, starts = range(len(names)), [0.0] * len(names)
     for part, values in sizes.items():
         widths = [value / unit for value in values]
         axes.barh(places, widths, left=starts, color=COLOURS[part], label=LABELS[part])
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.set_xlabel(f"memory ({unit_name})")
+    _finish(axes, names, starts, ends)
+
+
+def _operation_bars(
+    axes: Any,
+    names: Sequence[str],
+    counts: Sequence[OperationRow | OperationReport],
+    ends: Sequence[str] = (),
+) -> None:
+    """Effective operations in front of dense ones."""
+    unit, unit_name = scaled(max((count.dense for count in counts), default=0.0))
+    places, dense = range(len(names)), [count.dense / unit for count in counts]
+    axes.barh(places, dense, color=DENSE, label="dense")
+    effective = [count.effective / unit for count in counts]
+    axes.barh(places, effective, height=0.5, color=EFFECTIVE, label="effective")
+    prefix = unit_name[:-1]
+    axes.set_xlabel(f"operations per sample ({prefix})" if prefix else "operations per sample")
+    _finish(axes, names, dense, ends)
+
+
+def _finish(axes: Any, names: Sequence[str], lengths: list[float], ends: Sequence[str]) -> None:
+    places = range(len(names))
     axes.set_yticks(list(places), list(names))
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)  # first module on top, as in the table
-    axes.set_xlabel(f"memory ({unit_name})")
-    axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
-    for place, start, text in zip(places, starts, ends or (), strict=False):
-        axes.annotate(text, (start, place), xytext=(4, 0), textcoords="offset points", va="center")
+    for place, length, text in zip(places, lengths, ends, strict=False):
+        axes.annotate(text, (length, place), xytext=(4, 0), textcoords="offset points", va="center")
     axes.margins(x=0.15 if ends else 0.02)
-    figure.legend(loc="outside lower center", ncols=len(sizes), frameon=False)
+
+
+def _with_legend(figure: Any) -> Any:
+    """One legend for all panels, which share no colour."""
+    bars = [bars for panel in figure.axes for bars in panel.containers]
+    figure.legend(handles=bars, loc="outside lower center", ncols=len(bars), frameon=False)
     return figure

@@ -59,3 +59,22 @@ def table_markdown(
     rule = ["---" if column in text_columns else "---:" for column in range(len(header))]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in (header, *lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (escaped[0], rule, *escaped[1:]))
+
+
+def count_text(count: float) -> str:
+    """A count in the power of 1000 that keeps it readable.
+
+    >>> count_text(0), count_text(1024), count_text(2_359_296), count_text(0.5)
+    ('0', '1.024 k', '2.359 M', '0.5')
+    """
+    size, unit = scaled(count)
+    return f"{count / size:.4g} {unit[:-1]}".strip()
+
+
+def share_text(share: float | None) -> str:
+    """A share of 1, or nothing where there is none.
+
+    >>> share_text(0.08), share_text(0.0), share_text(None)
+    ('0.0800', '0.0000', '')
+    """
+    return "" if share is None else f"{share:.4f}"

@@ -1,0 +1,221 @@
+r"""Operations of a network per sample, layer by layer.
+
+An *effective accumulate* is a triple of a nonzero weight, a nonzero input and an open output
+channel, counted on the data that the network ran on. Beside it stands the literal count of the
+publication, for a layer of :math:`C` output channels and :math:`W \times H` output pixels:
+
+.. math::
+
+    2 C (1 - S_c) W H k^2 + T B C (1 - S_c) W H (1 - S_p), \qquad B = 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..table import no_such_row, render
+from .units import count_text, ratio_text, table_markdown
+
+CONVENTION = (
+    "per sample, over all its steps; k, M and G are 10^3, 10^6 and 10^9",
+    "dense: every weight, whatever its value and its input's; zero padding is never counted",
+    "effective: nonzero weight x nonzero input x open output channel; skipped: what gates took off",
+    "AC: inputs were only 0 and 1, so weights are added; MAC: a product with its addition is one",
+    "gate: additions, products and comparisons of its decisions, not in the sum of layers",
+    "not counted: biases, norms, pooling, neurons, and products of activations (attention)",
+    "Eq. 30 as printed: 2 C (1 - S_c) W H k^2 + T B C (1 - S_c) W H (1 - S_p), B = 1: it lacks",
+    "input channels and gate costs, and counts the convolution once; ungated: S_c = S_p = 0",
+)
+HEADER = (
+    *("path", "kind", "dense", "effective", "share", "skipped"),
+    *("Eq. 30", "ungated", "ratio", "note"),
+)
+NUMBERS = ("dense", "effective", "skipped", "gates", "total", "acs", "macs", "comparisons")
+
+
+@dataclass(frozen=True)
+class OperationRow:
+    """Operations of one module for one sample.
+
+    ``kind`` is ``AC`` (the inputs were only 0 and 1), ``MAC``, ``gate`` or ``none`` (not counted,
+    for the reason in ``note``). ``nonzero`` are the pairs of a nonzero weight and a nonzero input
+    before any gate, ``effective`` what is left after the gates; for a gate itself, what deciding
+    took. ``effective`` = ``acs`` + ``macs`` + ``comparisons``.
+    """
+
+    path: str
+    type: str
+    kind: str = "none"
+    dense: float = 0.0
+    nonzero: float = 0.0
+    effective: float = 0.0
+    acs: float = 0.0
+    macs: float = 0.0
+    comparisons: float = 0.0
+    eq30: float = 0.0
+    eq30_ungated: float = 0.0
+    note: str = ""
+
+    @property
+    def skipped(self) -> float:
+        """What the gates took off."""
+        return self.nonzero - self.effective
+
+    @property
+    def eq30_ratio(self) -> float | None:
+        """How many times fewer operations Eq. 30 gives than without gates."""
+        return self.eq30_ungated / self.eq30 if self.eq30 else None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        counted, printed = self.kind != "none", bool(self.eq30_ungated)
+        return (
+            self.path or "(model)",
+            self.kind if counted else "",
+            count_text(self.dense) if counted else "",
+            count_text(self.effective) if counted else "",
+            _share(self.effective, self.dense),
+            count_text(self.skipped) if self.skipped else "",
+            count_text(self.eq30) if printed else "",
+            count_text(self.eq30_ungated) if printed else "",
+            ratio_text(self.eq30_ratio) if printed else "",
+            self.note,
+        )
+
+
+@dataclass(frozen=True)
+class OperationReport:
+    """The operations part of a report: totals per sample, and a row for each layer and gate."""
+
+    layers: tuple[OperationRow, ...] = ()
+
+    def _sum(self, name: str, *, gates: bool | None = None) -> float:
+        rows = (row for row in self.layers if gates is None or (row.kind == "gate") == gates)
+        return sum((getattr(row, name) for row in rows), 0.0)
+
+    @property
+    def dense(self) -> float:
+        """All weights of all layers, whatever their value and their input's."""
+        return self._sum("dense", gates=False)
+
+    @property
+    def effective(self) -> float:
+        """Effective accumulates of all layers."""
+        return self._sum("effective", gates=False)
+
+    @property
+    def skipped(self) -> float:
+        """Pairs of nonzeros that the gates took off."""
+        return self._sum("skipped", gates=False)
+
+    @property
+    def gates(self) -> float:
+        """What the gates' own decisions took."""
+        return self._sum("effective", gates=True)
+
+    @property
+    def total(self) -> float:
+        """Effective accumulates and the gates' own operations."""
+        return self.effective + self.gates
+
+    @property
+    def acs(self) -> float:
+        """Additions of the total."""
+        return self._sum("acs")
+
+    @property
+    def macs(self) -> float:
+        """Multiplications with an addition, of the total."""
+        return self._sum("macs")
+
+    @property
+    def comparisons(self) -> float:
+        """Comparisons of the total: gates only."""
+        return self._sum("comparisons")
+
+    @property
+    def eq30(self) -> float:
+        """Eq. 30 as printed, summed over the layers."""
+        return self._sum("eq30")
+
+    @property
+    def eq30_ungated(self) -> float:
+        """The same with every channel open and no pixel masked."""
+        return self._sum("eq30_ungated")
+
+    @property
+    def eq30_ratio(self) -> float | None:
+        """How many times fewer operations Eq. 30 gives than without gates."""
+        return self.eq30_ungated / self.eq30 if self.eq30 else None
+
+    def __getitem__(self, path: str) -> OperationRow:
+        for row in self.layers:
+            if row.path == path:
+                return row
+        raise KeyError(no_such_row(path, [row.path for row in self.layers]))
+
+    def __iter__(self) -> Iterator[OperationRow]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the totals, the convention, and ``layers``, a record for each row."""
+        rows = [
+            {**asdict(row), "skipped": row.skipped, "eq30_ratio": row.eq30_ratio}
+            for row in self.layers
+        ]
+        return {
+            **{name: getattr(self, name) for name in NUMBERS},
+            "eq30": self.eq30,
+            "eq30_ungated": self.eq30_ungated,
+            "eq30_ratio": self.eq30_ratio,
+            "convention": "\n".join(CONVENTION),
+            "layers": rows,
+        }
+
+    title = "operations per sample"
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """What the total is, and the convention."""
+        parts = f"effective {count_text(self.effective)} + gates {count_text(self.gates)}"
+        kinds = ", ".join(
+            f"{count_text(getattr(self, name))} {label}"
+            for name, label in (("acs", "AC"), ("macs", "MAC"), ("comparisons", "comparisons"))
+        )
+        return (f"total {count_text(self.total)} = {parts} = {kinds}", *CONVENTION)
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """All rows and the sums, as text."""
+        total = (
+            "sum of layers",
+            "",
+            count_text(self.dense),
+            count_text(self.effective),
+            _share(self.effective, self.dense),
+            count_text(self.skipped) if self.skipped else "",
+            count_text(self.eq30),
+            count_text(self.eq30_ungated),
+            ratio_text(self.eq30_ratio),
+            "",
+        )
+        return [*(row.cells() for row in self.layers), total]
+
+    def table(self) -> str:
+        """This part of the report as text; paths are never shortened."""
+        return "\n".join([self.title, "", render(HEADER, self.lines()), "", *self.footnotes])
+
+    __str__ = table
+
+    def to_markdown(self) -> str:
+        """The same as a Markdown table."""
+        body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 9))
+        return "\n\n".join([f"**{self.title}**", body, *self.footnotes])
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else ""

@@ -1,0 +1,96 @@
+"""How much of a network is silent or shut on the data that it ran on, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..table import no_such_row, render
+from .units import share_text, table_markdown
+
+HEADER = ("path", "type", "firing rate", "channels closed", "pixels masked", "note")
+MEASURED = ("firing_rate", "channels_closed", "pixels_masked")
+
+
+@dataclass(frozen=True)
+class SparsityRow:
+    """Shares of 1, over all samples and steps; None for what the module does not have.
+
+    ``firing_rate`` is nonzero outputs over neurons times steps, ``channels_closed`` and
+    ``pixels_masked`` are what a gate shut over all that it decided on.
+    """
+
+    path: str
+    type: str
+    firing_rate: float | None = None
+    channels_closed: float | None = None
+    pixels_masked: float | None = None
+    note: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        shares = (share_text(getattr(self, name)) for name in MEASURED)
+        return (self.path or "(model)", self.type, *shares, self.note)
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The sparsity part of a report: a row for each spiking neuron layer and each gate."""
+
+    layers: tuple[SparsityRow, ...] = ()
+
+    def _mean(self, name: str) -> float | None:
+        found = [value for row in self.layers if (value := getattr(row, name)) is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Plain mean over the neuron layers, whatever their size; None without any."""
+        return self._mean("firing_rate")
+
+    @property
+    def channels_closed(self) -> float | None:
+        """Plain mean over the channel gates; None without any."""
+        return self._mean("channels_closed")
+
+    @property
+    def pixels_masked(self) -> float | None:
+        """Plain mean over the spatial gates; None without any."""
+        return self._mean("pixels_masked")
+
+    def __getitem__(self, path: str) -> SparsityRow:
+        for row in self.layers:
+            if row.path == path:
+                return row
+        raise KeyError(no_such_row(path, [row.path for row in self.layers]))
+
+    def __iter__(self) -> Iterator[SparsityRow]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the means, and ``layers``, a list with a record per row."""
+        means = {name: getattr(self, name) for name in MEASURED}
+        return {**means, "layers": [asdict(row) for row in self.layers]}
+
+    title = "sparsity: shares of 1 over all samples and steps"
+    footnote = "mean: plain mean of the rows above, whatever their size"
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """All rows and the means, as text."""
+        means = (share_text(getattr(self, name)) for name in MEASURED)
+        return [*(row.cells() for row in self.layers), ("mean", "", *means, "")]
+
+    def table(self) -> str:
+        """This part of the report as text; paths are never shortened."""
+        return "\n".join([self.title, "", render(HEADER, self.lines()), "", self.footnote])
+
+    __str__ = table
+
+    def to_markdown(self) -> str:
+        """The same as a Markdown table."""
+        body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 5))
+        return "\n\n".join([f"**{self.title}**", body, self.footnote])
