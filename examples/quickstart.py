@@ -46,6 +46,7 @@ def train(
     lr: float = 4e-3,
     seed: int = 0,
     loss_of: Callable[[Tensor, Tensor], Tensor] = tet_loss,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Adam and a cosine to zero. The optimizer is made here, so after any conversion."""
     batches = spq.data.loader(data, batch_size=32, shuffle=True, seed=seed, drop_last=True)
@@ -61,6 +62,7 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                after_step()
                 schedule.step()
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

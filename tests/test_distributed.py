@@ -21,16 +21,24 @@ def train(rank: int, port: int, host: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = spiking_jelly() if host == "spikingjelly" else Loop()
-    net = spq.convert(model, spq.presets.quant_snn(2, adaptive=True))
+    shape = (3, 2, 2, 8, 8) if host == "spikingjelly" else (3, 4, 5)
+    config = spq.presets.spquant_snn(2, adaptive=True)
+    if host == "snntorch":
+        config = spq.presets.spquant_snn(2, adaptive=True, spatial_gate=None)  # linear layers
+    net = spq.convert(model, config, sample=torch.zeros(shape))
+    for module in net.modules():
+        if isinstance(module, spq.modules.ChannelGate):
+            torch.nn.init.normal_(module.weight, std=9.0)  # each process closes its own share
     parallel = DistributedDataParallel(net)
+    gates = spq.GateSchedule(parallel, target=0.5, steps=100, warmup=1)
     optimizer = torch.optim.Adam(parallel.parameters(), lr=0.05)
     torch.manual_seed(1 + rank)  # each process sees its own data
-    for _ in range(3):
-        shape = (3, 2, 2, 8, 8) if host == "spikingjelly" else (3, 4, 5)
+    for _ in range(4):
         spq.reset(net)
         optimizer.zero_grad()
         (parallel(torch.randint(0, 2, shape).float()) - 1).square().sum().backward()
         optimizer.step()
+        gates.step()
     torch.save(net.state_dict(), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -17,6 +17,8 @@ from .plan import GateStep
 from .selection import Selection
 from .trace import Trace
 
+SPATIAL, CHANNEL = "neurons with space to gate", "weight layers to gate between two neurons"
+
 
 def check_sample(config: SpQuantConfig, selection: Selection, sample: Any) -> None:
     """Gates need a dry run: only it tells which neuron decides, and which layers have space."""
@@ -94,6 +96,13 @@ class GatePlanner:
         known, (config, _) = self.hosts.neuron_kind(module), self.selection.config_for(path)
         convertible = known is not None and known[1].action == "convert"
         return convertible and config is not None and config.membrane is not None
+
+    def told(self, missing: list[str]) -> str:
+        """The reasons why no gate could be, for an error that must give them."""
+        channel = {path: pair.reason for path, pair in self.pairs.items() if CHANNEL in missing}
+        spatial = {path: reason for path, reason in self.space.items() if SPATIAL in missing}
+        reasons = [f"{path}: {reason}" for path, reason in (channel | spatial).items() if reason]
+        return f" Reasons: {'; '.join(reasons)}." if reasons else ""
 
     def refuses(self, path: str, reason: str) -> bool:
         """Whether a gate that cannot be was asked for by an override of this very path."""

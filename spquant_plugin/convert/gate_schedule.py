@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from ..errors import GateError, GateWarning
 from ..modules.gates import ChannelGate
@@ -101,7 +102,8 @@ class GateSchedule:
                 "called after loss.backward() and before zero_grad()."
             )
         known = self._importance.get(path, torch.zeros_like(gradient))
-        self._importance[path] = known + gradient.square()
+        # A scaler of mixed precision skips steps whose gradients overflowed.
+        self._importance[path] = known + gradient.square().nan_to_num(0.0, posinf=0.0)
 
     def _close(self, path: str, gate: ChannelGate) -> None:
         """Order the biases by importance, and put the threshold where the share is closed."""
@@ -121,6 +123,7 @@ class GateSchedule:
                 f"{path or '(model)'} (ChannelGate): has not run since the schedule was made: "
                 "step() must follow a training step of the network."
             )
+        closed = _over_processes(closed)
         gate.bias.sub_(self.rate * (self.target - closed))
         # On the gate's device, so that no step waits for the accelerator.
         self._closed[path] = 0.9 * self._closed.get(path, closed) + 0.1 * closed
@@ -162,6 +165,15 @@ class GateSchedule:
         self.taken = int(state["taken"])
         self._importance = {path: value.clone() for path, value in state["importance"].items()}
         self._closed = {path: value.clone() for path, value in state["closed"].items()}
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """Mean over the processes of a distributed training, whose parameters must stay equal."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def _whole(name: str, value: object, low: int) -> int:

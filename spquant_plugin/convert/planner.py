@@ -12,7 +12,7 @@ from ..errors import ConfigError, SelectionError, SpQuantError
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
-from .gate_plan import GatePlanner, check_sample
+from .gate_plan import CHANNEL, SPATIAL, GatePlanner, check_sample
 from .hosts import Hosts, require_model
 from .layers import layer_kind, not_finite
 from .pairing import is_neuron, is_synapse
@@ -324,11 +324,11 @@ class _Planner:
                 any(c.input for c in configs),
                 [step for step in layers if step.input],
             ),
-            "neurons with space to gate": (
+            SPATIAL: (
                 any(c.spatial_gate for c in configs),
                 [step for step in neurons if step.config.spatial_gate],
             ),
-            "weight layers to gate between two neurons": (
+            CHANNEL: (
                 any(c.channel_gate for c in configs),
                 self.plan.gates,
             ),
@@ -341,6 +341,6 @@ class _Planner:
                 f"{type(self.model).__name__}: the configuration asks for {' and '.join(missing)}, "
                 f"and none was matched among {len(self.selection.modules)} modules. A conversion "
                 "must change something. Use a model of SpikingJelly or snnTorch, widen include, or "
-                "leave the field at None.",
+                f"leave the field at None.{self.gates.told(missing)}",
                 SelectionError,
             )

@@ -25,8 +25,9 @@ class ChannelGate(nn.Module):
 
     Call it behind the layer's normalisation. With ``source="membrane"`` it reads what ``neuron``,
     the one whose spikes the layer takes, stored in this very step; with ``source="input"`` it is
-    called with the layer's input as well. ``channel_dim`` is the axis of the gated channels where
-    that is not the first after batch (and time).
+    called with the layer's input as well. ``channel_dim`` is the axis of the gated channels,
+    counted from the end, where that is not the first after batch (and time): -3 behind a 2d
+    convolution in a container that folds time into the batch.
 
     ``open_mask`` is the last call's mask ``[..., C]``.
 
@@ -62,6 +63,11 @@ class ChannelGate(nn.Module):
                     f"ChannelGate({name}={value!r}): must be a whole number above 0. Pass the "
                     "channels that the source has, and those of the gated layer's output."
                 )
+        if channel_dim is not None and (type(channel_dim) is not int or channel_dim >= 0):
+            raise GateError(
+                f"ChannelGate(channel_dim={channel_dim!r}): must be a whole number below 0, an "
+                "axis counted from the end: -3 for [..., C, H, W]. Correct it or leave it out."
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.channel_dim = channel_dim
         # In a tuple: the neuron is a module of the network, not of the gate.
@@ -144,12 +150,12 @@ class ChannelGate(nn.Module):
             )
         return neuron.level_sums, neuron.level_area
 
-    def _lead(self, x: Tensor) -> int:
+    def _lead(self, x: Tensor, axis: int | None) -> int:
         """Number of leading axes, batch and perhaps time, that a mask has."""
         if self.neuron is not None and self.neuron.level_sums is not None:
             lead = self.neuron.level_sums.shape[:-1]
             return len(lead) if x.shape[: len(lead)] == lead else 1
-        return self.lead_dims()
+        return self.lead_dims() if axis is None else x.ndim + axis
 
     def lead_dims(self) -> int:
         """Leading axes where no source neuron tells: one step has its batch alone."""
@@ -158,7 +164,7 @@ class ChannelGate(nn.Module):
     @torch.no_grad()
     def _over_space(self, x: Tensor, axis: int | None = None) -> tuple[Tensor, int]:
         """Sums over space of an input whose channels lie on ``axis``, and the number of pixels."""
-        lead = self._lead(x)
+        lead = self._lead(x, axis)
         pixels = x.movedim(lead if axis is None else axis, lead).unsqueeze(-1).flatten(lead + 1)
         # Half precision cannot hold the sum of many spikes.
         return pixels.sum(-1, dtype=state_dtype(x)), pixels.shape[-1]

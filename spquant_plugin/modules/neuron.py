@@ -63,6 +63,7 @@ class QuantizedNeuron(nn.Module):
     level_area = 1
     began = True
     _left: object = None
+    _left_graph = False
 
     # What the host's class tells.
 
@@ -277,9 +278,14 @@ class QuantizedNeuron(nn.Module):
             return gate(self.levels(potential))
         return gate(self.stored_levels(membrane), first)
 
+    def _leave(self, state: Tensor) -> None:
+        """Remember the state that a step left. The hosts detach it in place, so its graph too."""
+        self._left, self._left_graph = state, state.requires_grad
+
     def _is_own(self, state: object) -> bool:
-        """Whether a state is the very tensor that the last step left, so that time goes on."""
-        return isinstance(state, Tensor) and state is self._left
+        """Whether a state is what the last step left, graph included, so that time goes on."""
+        own = isinstance(state, Tensor) and state is self._left
+        return own and state.requires_grad == self._left_graph  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _tell(self, membrane: Tensor, lead: int, *, began: bool) -> None:

@@ -123,7 +123,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             raise TypeError(f"{names} should not be passed as an argument while `init_hidden=True`")
         current = input_.to(state_dtype(input_))
         held = given["mem"] if given["mem"] is not None else self.mem
-        self.began = not self._is_own(held)
+        self.began = held.shape != current.shape or not self._is_own(held)
         if self.fired.shape == self.mem.shape:
             # What fired stored a level above 0: a membrane that the host has cleared since did not.
             self.fired = self.fired & (self.mem > 0)
@@ -204,7 +204,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             spikes, stored, compared = spikes * kept, stored.where(kept, 0.0), compared & kept
         self.mem, self.fired = stored, compared
         if self.watched or self.spatial_gate is not None:
-            self._left = self.mem
+            self._leave(self.mem)
         if self.watched:
             self._tell(self.mem, 1, began=self.began)
         # As in the host, a single winner is not graded.

@@ -44,6 +44,8 @@ class ChannelGate(gates.ChannelGate, base.StepModule):
     (torch.Size([5, 1, 4, 6, 6]), torch.Size([5, 1, 4]))
     """
 
+    _step_mode = "s"
+
     def lead_dims(self) -> int:
         return 2 if self.step_mode == "m" else 1
 

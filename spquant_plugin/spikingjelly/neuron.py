@@ -106,6 +106,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         self, inputs: Tensors, states: States, **kwargs: object
     ) -> tuple[Tensors, States]:
         x, membrane = inputs[0], states[0]
+        began = not self._is_own(membrane)
         current = x.to(state_dtype(x))
         threshold = self.threshold_value(current)
         spikes, membrane = self._advance(
@@ -115,12 +116,18 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
             self.dynamics(current),
             self._is_first(states),
         )
+        if self.watched:
+            self._leave(membrane)
+            self._tell(membrane, 1, began=began)
         return (spikes.to(x.dtype),), self._after(membrane)
 
     def multi_step_functional_forward(
         self, inputs: Tensors, states: States, **kwargs: object
     ) -> tuple[Tensors, States]:
-        spikes, membrane = self._sequence(inputs[0], states)
+        record: list[Tensor] | None = [] if self.watched else None
+        spikes, membrane = self._sequence(inputs[0], states, record)
+        if record is not None:
+            self._tell(torch.stack(record), 2, began=True)
         return (spikes,), self._after(membrane)
 
     def _sequence(
@@ -149,27 +156,16 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     def _after(self, membrane: Tensor) -> States:
         return (membrane, True) if "begun" in self._memories else (membrane,)
 
-    # A channel gate that reads this neuron needs what each step stored.
-
-    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        began = not self._is_own(self.v)
-        output = super().single_step_forward(x, *args, **kwargs)
-        if self.watched:
-            self._left = self.v
-            self._tell(self.v, 1, began=began)
-        return output
-
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.watched:
+        if not (self.watched and self.store_v_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs)
+        # The host would record step by step, and so tell a channel gate the last step alone.
         states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
         record: list[Tensor] = []
         spikes, membrane = self._sequence(x_seq, states, record)
         self._memories.update(zip(self._memories, self._after(membrane), strict=True))
-        membrane_seq = torch.stack(record)
-        if self.store_v_seq:
-            self.v_seq = membrane_seq
-        self._tell(membrane_seq, 2, began=True)
+        self.v_seq = torch.stack(record)
+        self._tell(self.v_seq, 2, began=True)
         return spikes
 
     def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
