@@ -57,7 +57,7 @@ class GateSchedule:
         *,
         steps: int,
         warmup: int | None = None,
-        spread: float = 1.0,
+        spread: float = 0.05,
         rate: float = 0.2,
     ) -> None:
         self.gates = dict(channel_gates(model))

@@ -1,0 +1,263 @@
+"""Closing channels by importance, and holding their share: by hand, and in training."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import neuron as host_neuron
+from torch import nn
+
+import spquant_plugin as spq
+from spquant_plugin.errors import GateError, GateWarning
+from spquant_plugin.modules import ChannelGate
+from spquant_plugin.spikingjelly import neuron
+
+
+def one_gate(channels: int = 8) -> tuple[nn.ModuleList, ChannelGate, nn.Module]:
+    """A gate with its source, whose decisions do not depend on the input."""
+    lif = neuron.TernaryMembraneLIFNode()
+    gate = ChannelGate(2, channels, neuron=lif)
+    nn.init.zeros_(gate.weight)
+    return nn.ModuleList([lif, gate]), gate, lif
+
+
+def run(gate: ChannelGate, lif: nn.Module) -> None:
+    functional.reset_net(lif)
+    lif(torch.ones(1, 2, 3, 3))
+    gate(torch.ones(1, gate.out_channels, 3, 3))
+
+
+def step(schedule: spq.GateSchedule, gate: ChannelGate, gradient: torch.Tensor) -> None:
+    gate.bias.grad = gradient
+    schedule.step()
+
+
+@pytest.mark.parametrize("target", [0.0, 0.25, 0.5, 0.77])
+def test_the_least_important_channels_close_when_the_warmup_ends(target):
+    net, gate, lif = one_gate()
+    schedule = spq.GateSchedule(net, target, steps=100, warmup=2)
+    run(gate, lif)
+    assert gate.open_mask.all()
+    step(schedule, gate, torch.tensor([3.0, -1.0, 0.1, 5.0, -6.0, 0.0, 2.0, -4.0]))
+    run(gate, lif)
+    assert gate.open_mask.all()  # still weighing
+    step(schedule, gate, torch.tensor([3.0, -1.0, 0.1, 0.0, -6.0, 0.0, -2.0, 4.0]))
+    run(gate, lif)
+    # Sums of squares: 18, 2, 0.02, 25, 72, 0, 8, 32.
+    by_importance = [5, 2, 1, 6, 0, 3, 7, 4]
+    closed = by_importance[: round(target * 8)]
+    assert gate.open_mask[0].tolist() == [float(c not in closed) for c in range(8)]
+
+
+def test_a_last_channel_always_stays_open():
+    net, gate, lif = one_gate(channels=4)
+    schedule = spq.GateSchedule(net, 0.99, steps=100, warmup=1)
+    step(schedule, gate, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    run(gate, lif)
+    assert gate.open_mask[0].tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_channels_of_equal_importance_close_alike():
+    net, gate, lif = one_gate(channels=4)
+    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=1)
+    step(schedule, gate, torch.zeros(4))
+    run(gate, lif)
+    assert bool(gate.bias.isfinite().all())
+    assert len(set(gate.open_mask[0].tolist())) == 1
+
+
+def test_the_bias_moves_by_what_the_closed_fraction_lacks():
+    net, gate, lif = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=1, rate=0.3)
+    step(schedule, gate, torch.arange(8.0))
+    with torch.no_grad():
+        gate.bias.copy_(torch.tensor([-9.0, -9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]))
+    run(gate, lif)
+    before = gate.bias.detach().clone()
+    step(schedule, gate, torch.arange(8.0))
+    torch.testing.assert_close(gate.bias.detach(), before - 0.3 * (0.5 - 0.25))
+    assert schedule.closed == {"1": 0.25}
+
+
+def test_an_overflowed_gradient_is_left_out():
+    net, gate, lif = one_gate(channels=4)
+    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=2)
+    step(schedule, gate, torch.tensor([torch.inf, torch.nan, torch.inf, torch.inf]))
+    step(schedule, gate, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    run(gate, lif)
+    assert gate.open_mask[0].tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_the_end_names_what_did_not_reach_its_target():
+    net, gate, lif = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=3, warmup=1)
+    step(schedule, gate, torch.arange(8.0))
+    for _ in range(2):
+        with torch.no_grad():
+            gate.bias.fill_(9.0)
+        run(gate, lif)
+        if schedule.taken == 2:
+            with pytest.warns(GateWarning, match=r"target = 0.5: 1 of 1 gates .* closed 1 0.000"):
+                schedule.step()
+        else:
+            schedule.step()
+
+
+def test_a_target_that_is_reached_ends_without_a_warning():
+    net, gate, lif = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            run(gate, lif)
+            step(schedule, gate, torch.arange(8.0))
+    assert schedule.closed["1"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_warmup_is_a_twentieth():
+    net, *_ = one_gate()
+    assert spq.GateSchedule(net, 0.5, steps=400).warmup == 20
+    assert spq.GateSchedule(net, 0.5, steps=3).warmup == 1
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_resumed_schedule_goes_on_the_same_way(stop):
+    def go(schedule, gate, lif, numbers):
+        for number in numbers:
+            torch.manual_seed(number)
+            run(gate, lif)
+            step(schedule, gate, torch.randn(8))
+
+    net, gate, lif = one_gate()
+    start = {key: value.clone() for key, value in net.state_dict().items()}
+    whole = spq.GateSchedule(net, 0.4, steps=99, warmup=4)
+    go(whole, gate, lif, range(9))
+    other, twin, source = one_gate()
+    other.load_state_dict(start)
+    first = spq.GateSchedule(other, 0.4, steps=99, warmup=4)
+    go(first, twin, source, range(stop))
+    second = spq.GateSchedule(other, 0.4, steps=99, warmup=4)
+    second.load_state_dict(first.state_dict())
+    go(second, twin, source, range(stop, 9))
+    assert torch.equal(twin.bias, gate.bias)
+    assert second.closed == whole.closed
+    assert second.taken == whole.taken
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 1.0}, r"GateSchedule\(target=1.0\): must be at least 0 and below 1"),
+        ({"target": float("nan")}, r"GateSchedule\(target=nan\)"),
+        ({"steps": 0}, r"GateSchedule\(steps=0\): must be a whole number from 1 on"),
+        ({"steps": 2.5}, r"GateSchedule\(steps=2.5\)"),
+        ({"steps": True}, r"GateSchedule\(steps=True\)"),
+        ({"warmup": 0}, r"GateSchedule\(warmup=0\)"),
+        ({"spread": 0.0}, r"GateSchedule\(spread=0.0\): must be a number above 0"),
+        ({"rate": -1.0}, r"GateSchedule\(rate=-1.0\): must be a number above 0"),
+    ],
+)
+def test_bad_arguments_name_value_and_rule(options, message):
+    net, *_ = one_gate()
+    with pytest.raises(GateError, match=message):
+        spq.GateSchedule(net, **{"target": 0.5, "steps": 10, **options})
+
+
+def test_a_network_without_gates_is_refused():
+    with pytest.raises(GateError, match="Linear holds no channel gate"):
+        spq.GateSchedule(nn.Linear(1, 1), 0.5, steps=1)
+
+
+def test_a_step_without_gradients_is_refused():
+    net, gate, lif = one_gate()
+    run(gate, lif)
+    with pytest.raises(GateError, match=r"1 \(ChannelGate\): its bias has no gradient"):
+        spq.GateSchedule(net, 0.5, steps=10).step()
+
+
+def test_a_step_without_a_forward_is_refused():
+    net, gate, _ = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=10, warmup=1)
+    step(schedule, gate, torch.ones(8))
+    with pytest.raises(GateError, match=r"1 \(ChannelGate\): has not run"):
+        step(schedule, gate, torch.ones(8))
+
+
+def test_the_state_of_another_network_is_refused():
+    net, *_ = one_gate()
+    state = {"taken": 1, "importance": {"conv9.channel_gate": torch.ones(8)}, "closed": {}}
+    with pytest.raises(GateError, match=r"received 'conv9.channel_gate', which is no gate"):
+        spq.GateSchedule(net, 0.5, steps=10).load_state_dict(state)
+
+
+# --- in training --------------------------------------------------------------------------------
+
+
+def spiking_jelly(step_mode: str) -> tuple[nn.Module, torch.Tensor, object]:
+    net = spq.models.create("vgg5", in_channels=2, size=16, num_classes=4, width=0.5)
+    x = (torch.rand(4, 6, 2, 16, 16) < 0.3).float()
+    gated = spq.convert(net, spq.presets.spquant_snn(), sample=x)
+    functional.set_step_mode(gated, step_mode)
+
+    def forward(x):
+        functional.reset_net(gated)
+        return gated(x) if step_mode == "m" else torch.stack([gated(step) for step in x])
+
+    return gated, x, forward
+
+
+def snn_torch() -> tuple[nn.Module, torch.Tensor, object]:
+    net = spq.models.create("conv_net", host="snntorch", in_channels=2, size=16, num_classes=4)
+    x = (torch.rand(4, 6, 2, 16, 16) < 0.3).float()
+    gated = spq.convert(net, spq.presets.spquant_snn(), sample=x[0])
+
+    def forward(x):
+        spq.reset(gated)
+        return torch.stack([gated(step) for step in x])
+
+    return gated, x, forward
+
+
+@pytest.mark.parametrize("target", [0.5, 0.77])
+@pytest.mark.parametrize(
+    "make", [partial(spiking_jelly, "m"), partial(spiking_jelly, "s"), snn_torch]
+)
+def test_learned_gates_reach_their_target_and_depend_on_the_input(make, target):
+    torch.manual_seed(0)
+    net, x, forward = make()
+    labels = torch.arange(6) % 4
+    optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
+    gates = spq.GateSchedule(net, target, steps=40)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(forward(x).mean(0), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        gates.step()
+    assert all(abs(closed - target) <= 0.05 for closed in gates.closed.values())
+    spq.calibrate(net, [x], forward=lambda _, x: forward(x))
+    with torch.no_grad():
+        forward(x)
+    assert all(abs(closed - target) <= 0.05 for closed in spq.gate_stats(net).values())
+    masks = [net.get_submodule(path).open_mask.flatten(0, -2) for path in gates.gates]
+    changing = torch.cat([mask.amin(0) != mask.amax(0) for mask in masks])
+    assert bool(changing.any())
+
+
+def test_the_gates_of_a_hand_written_model_are_found():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = neuron.TernaryMembraneLIFNode()
+            self.fc = layer.Linear(2, 3)
+            self.gate = ChannelGate(2, 3, neuron=self.lif)
+            self.out = host_neuron.LIFNode()
+
+    assert list(spq.GateSchedule(Net(), 0.5, steps=1).gates) == ["gate"]
