@@ -4,10 +4,9 @@ Every row of one seed is trained for the same number of epochs, in two stages: f
 what the row is. A *thinner* network is a Quant network with fewer channels, so that it takes about
 as many effective accumulates as the gated one: what gates have to beat.
 
-    python examples/gates.py                                 # all of it: hours on one core
-    python examples/gates.py --task digits --seeds 0         # a part
-    python examples/gates.py --show docs/results/gates.jsonl # reprint a stored table
-    python examples/gates.py --seeds 0 --task digits --figure gates.png
+    python examples/gates.py                                       # all of it: hours on two cores
+    python examples/gates.py --task digits --seeds 0 --figure gates.png     # a part, with a figure
+    python examples/gates.py --show gates.jsonl                    # reprint a stored table
 
 Results are appended to ``--results`` as they come, and what is there is not run again.
 """
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,27 @@ from torch import Tensor, nn
 
 import spquant_plugin as spq
 
-WIDTH = 1.0
-LR = 1.2e-2
+WIDTH = 2.0
+STEPS = 4
+SPLITS = ("train", "test")
 EPOCHS = {"digits": 6, "motion": 3}
 CLOSED = {"SpQuant 50 %": 0.50, "SpQuant 77 %": 0.77}
 # Widths at which a Quant network takes about as many accumulates as the gated one of the same task.
 THIN = {
-    "digits": {"SpQuant 50 %": 0.58, "SpQuant 77 %": 0.40},
-    "motion": {"SpQuant 50 %": 0.58, "SpQuant 77 %": 0.40},
+    "digits": {"SpQuant 50 %": 1.10, "SpQuant 77 %": 0.70},
+    "motion": {"SpQuant 50 %": 1.10, "SpQuant 77 %": 0.70},
 }
 
 
 def data(task: str, seed: int) -> tuple[spq.data.FrameDataset, spq.data.FrameDataset]:
     """Training and test recordings."""
     if task == "digits":
-        return spq.data.DigitEvents("train", seed=seed), spq.data.DigitEvents("test", seed=seed)
-    return (
-        spq.data.Motion("train", level="medium", count=2048, seed=seed),
-        spq.data.Motion("test", level="medium", count=2048, seed=seed),
-    )
+        splits = (spq.data.DigitEvents(split, steps=STEPS, seed=seed) for split in SPLITS)
+    else:
+        motion = partial(spq.data.Motion, level="medium", count=2048, steps=STEPS, seed=seed)
+        splits = (motion(split) for split in SPLITS)
+    training, test = splits
+    return training, test
 
 
 def mean_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -57,8 +59,8 @@ def mean_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 class Rows:
     """Trains the rows of one task and seed."""
 
-    def __init__(self, task: str, seed: int) -> None:
-        self.task, self.seed, self.epochs = task, seed, EPOCHS[task]
+    def __init__(self, task: str, seed: int, epochs: int) -> None:
+        self.task, self.seed, self.epochs = task, seed, epochs
         self.training, self.test = data(task, seed)
         self.found: dict[str, dict[str, Any]] = {}
 
@@ -84,7 +86,6 @@ class Rows:
             self.training,
             self.epochs,
             f"{self.task} {self.seed} {name}",
-            lr=LR,
             seed=self.seed,
             loss_of=mean_loss,
             after_step=gates.step if gates else lambda: None,
@@ -171,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, help="of each stage (default: 6, on motion 3)")
     parser.add_argument("--results", type=Path, default=Path("gates.jsonl"))
     parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
     parser.add_argument("--figure", type=Path, help="draw the last gated network's decisions")
@@ -180,10 +182,10 @@ def main() -> None:
         return
     for seed in options.seeds:
         for task in EPOCHS if options.task == "both" else [options.task]:
-            key = {"task": task, "seed": seed, "epochs": EPOCHS[task]}
+            key = {"task": task, "seed": seed, "epochs": options.epochs or EPOCHS[task]}
             if any(key.items() <= done.items() for done in read(options.results)):
                 continue
-            rows = Rows(task, seed)
+            rows = Rows(**key)
             net = rows.run()
             append(options.results, {**key, "rows": rows.found})
             if options.figure:

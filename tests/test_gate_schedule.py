@@ -64,7 +64,7 @@ def test_a_last_channel_always_stays_open():
 def test_channels_of_equal_importance_close_alike():
     net, gate, lif = one_gate(channels=4)
     schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=1)
-    step(schedule, gate, torch.zeros(4))
+    step(schedule, gate, torch.ones(4))
     run(gate, lif)
     assert bool(gate.bias.isfinite().all())
     assert len(set(gate.open_mask[0].tolist())) == 1
@@ -156,9 +156,10 @@ def test_a_resumed_schedule_goes_on_the_same_way(stop):
     [
         ({"target": 1.0}, r"GateSchedule\(target=1.0\): must be at least 0 and below 1"),
         ({"target": float("nan")}, r"GateSchedule\(target=nan\)"),
-        ({"steps": 0}, r"GateSchedule\(steps=0\): must be a whole number from 1 on"),
+        ({"steps": 0}, r"GateSchedule\(steps=0\): must be a whole number from 2 on"),
         ({"steps": 2.5}, r"GateSchedule\(steps=2.5\)"),
         ({"steps": True}, r"GateSchedule\(steps=True\)"),
+        ({"warmup": 10}, r"GateSchedule\(warmup=10, steps=10\): must leave steps after"),
         ({"warmup": 0}, r"GateSchedule\(warmup=0\)"),
         ({"spread": 0.0}, r"GateSchedule\(spread=0.0\): must be a number above 0"),
         ({"rate": -1.0}, r"GateSchedule\(rate=-1.0\): must be a number above 0"),
@@ -172,7 +173,7 @@ def test_bad_arguments_name_value_and_rule(options, message):
 
 def test_a_network_without_gates_is_refused():
     with pytest.raises(GateError, match="Linear holds no channel gate"):
-        spq.GateSchedule(nn.Linear(1, 1), 0.5, steps=1)
+        spq.GateSchedule(nn.Linear(1, 1), 0.5, steps=2)
 
 
 def test_a_step_without_gradients_is_refused():
@@ -192,9 +193,29 @@ def test_a_step_without_a_forward_is_refused():
 
 def test_the_state_of_another_network_is_refused():
     net, *_ = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=10)
     state = {"taken": 1, "importance": {"conv9.channel_gate": torch.ones(8)}, "closed": {}}
-    with pytest.raises(GateError, match=r"received 'conv9.channel_gate', which is no gate"):
-        spq.GateSchedule(net, 0.5, steps=10).load_state_dict(state)
+    with pytest.raises(GateError, match=r"received conv9.channel_gate \(8,\): must be of 1 \(8,\)"):
+        schedule.load_state_dict(state)
+    state = {"taken": 1, "importance": {"1": torch.ones(4)}, "closed": {}}
+    with pytest.raises(GateError, match=r"received 1 \(4,\): must be of 1 \(8,\)"):
+        schedule.load_state_dict(state)
+    with pytest.raises(GateError, match="received nothing: must hold 'taken' too"):
+        schedule.load_state_dict({})
+
+
+def test_a_step_after_the_gradients_were_cleared_is_refused():
+    net, gate, _ = one_gate()
+    schedule = spq.GateSchedule(net, 0.5, steps=10, warmup=1)
+    with pytest.raises(GateError, match=r"every gradient of its bias was 0"):
+        step(schedule, gate, torch.zeros(8))
+
+
+def test_a_softmax_cannot_be_held_at_a_share():
+    lif = neuron.TernaryMembraneLIFNode()
+    net = nn.ModuleList([lif, ChannelGate(2, 4, score="softmax", neuron=lif)])
+    with pytest.raises(GateError, match=r"1 \(ChannelGate\): score='softmax'"):
+        spq.GateSchedule(net, 0.5, steps=10)
 
 
 # --- in training --------------------------------------------------------------------------------
@@ -260,4 +281,4 @@ def test_the_gates_of_a_hand_written_model_are_found():
             self.gate = ChannelGate(2, 3, neuron=self.lif)
             self.out = host_neuron.LIFNode()
 
-    assert list(spq.GateSchedule(Net(), 0.5, steps=1).gates) == ["gate"]
+    assert list(spq.GateSchedule(Net(), 0.5, steps=2).gates) == ["gate"]

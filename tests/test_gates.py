@@ -9,11 +9,14 @@ import math
 import pytest
 import torch
 from networks import Loop, snn_torch, spiking_jelly
+from spikingjelly.activation_based import functional, layer
+from spikingjelly.activation_based import neuron as host_neuron
 from torch import Tensor, nn
 
 import spquant_plugin as spq
-from spquant_plugin.errors import ConfigError, GateError, SampleError
+from spquant_plugin.errors import ConfigError, GateError, SampleError, SelectionError
 from spquant_plugin.modules.gates import ChannelGate, SpatialGate
+from spquant_plugin.spikingjelly import neuron
 
 DEVICES = [
     "cpu",
@@ -324,3 +327,91 @@ def test_a_gate_has_the_mode_and_the_precision_of_its_layer(mode):
     net = spq.convert(make().double().train(mode), spq.presets.spquant_snn(), x.double())
     assert net[4].channel_gate.training == mode
     assert {p.dtype for p in net[4].channel_gate.parameters()} == {torch.float64}
+
+
+# --- what must not pass unseen -------------------------------------------------------------------
+
+
+def gated_pair() -> nn.Sequential:
+    """Two convolutions between neurons, gated, in step mode m."""
+    net = nn.Sequential(
+        layer.Conv2d(2, 4, 3, step_mode="m"),
+        host_neuron.LIFNode(step_mode="m"),
+        layer.Conv2d(4, 6, 3, step_mode="m"),
+        host_neuron.LIFNode(step_mode="m"),
+    )
+    config = spq.presets.spquant_snn(spatial_gate=None)
+    return spq.convert(net, config, sample=torch.ones(3, 2, 2, 7, 7))
+
+
+def test_a_part_that_is_copied_alone_does_not_decide_by_a_neuron_that_no_longer_runs():
+    net = gated_pair()
+    with torch.no_grad():
+        net(torch.ones(3, 2, 2, 7, 7))
+    net[2] = copy.deepcopy(net[2])
+    with pytest.raises(GateError, match="ran before its source neuron"):
+        net(torch.ones(3, 2, 2, 7, 7))
+
+
+def test_a_gate_does_not_decide_by_the_sequence_before_a_reset():
+    net = gated_pair()
+    net(torch.ones(3, 2, 2, 7, 7))
+    functional.reset_net(net)
+    with pytest.raises(GateError, match="ran before its source neuron"):
+        net[2](torch.ones(3, 2, 4, 5, 5))
+
+
+def test_a_layer_is_not_gated_twice():
+    net = gated_pair()
+    with pytest.raises(SelectionError, match="2: already gated"):
+        spq.convert(
+            net, spq.SpQuantConfig(channel_gate=spq.ChannelGate()), torch.ones(3, 2, 2, 7, 7)
+        )
+
+
+def test_a_quantised_network_is_gated_in_a_second_stage():
+    x = torch.randint(0, 2, (3, 2, 2, 9, 9)).float()
+    quantized = spq.convert(spiking_jelly(), spq.presets.quant_snn(), x)
+    gated = spq.convert(quantized, spq.SpQuantConfig(channel_gate=spq.ChannelGate()), x)
+    assert list(spq.plan(quantized, spq.SpQuantConfig(channel_gate=spq.ChannelGate()), x).pairs)
+    paths = [path for path, module in gated.named_modules() if isinstance(module, ChannelGate)]
+    assert paths == ["4.channel_gate"]
+    assert gated[4].channel_gate.neuron is gated[2]
+    for key, value in quantized.state_dict().items():
+        assert torch.equal(gated.state_dict()[key], value)
+    quantized.eval(), gated.eval()
+    assert torch.equal(gated(x), quantized(x))  # gates start open
+
+
+def test_an_empty_batch_passes():
+    assert gated_pair().eval()(torch.ones(3, 0, 2, 7, 7)).shape == (3, 0, 6, 3, 3)
+
+
+def test_the_layer_may_be_called_by_keyword():
+    gate = ChannelGate(2, 3, source="input")
+    fc = nn.Linear(2, 3)
+    fc.add_module("channel_gate", gate)
+    gate.attach(fc, fc, -1)
+    assert fc(input=torch.ones(4, 2)).shape == (4, 3)
+    assert gate.open_mask.shape == (4, 3)
+
+
+def test_replicas_of_data_parallel_are_refused():
+    with pytest.raises(GateError, match="Use DistributedDataParallel"):
+        ChannelGate(2, 3, source="input")._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize("levels", [spq.TernaryMembrane(), spq.UniformMembrane(8)])
+def test_new_gates_are_open_whatever_the_levels(levels):
+    lif = neuron.TernaryMembraneLIFNode(membrane=levels)
+    gate = ChannelGate(32, 64, neuron=lif)
+    lif(3 * torch.randn(16, 32, 4, 4))
+    assert float((gate(torch.ones(16, 64, 4, 4)) == 0).float().mean()) < 0.02
+
+
+def test_sums_over_many_pixels_are_exact():
+    lif = neuron.TernaryMembraneLIFNode(membrane=spq.UniformMembrane(8))
+    lif.watched = True
+    lif(torch.full((1, 1, 720, 1280), 0.9))
+    level = lif.stored_levels(lif.v).flatten()
+    assert int(lif.level_sums) == int(level.long().sum())

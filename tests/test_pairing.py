@@ -24,6 +24,8 @@ from spquant_plugin.convert.pairing import (
     space_reasons,
 )
 from spquant_plugin.convert.trace import Trace, trace
+from spquant_plugin.spikingjelly.layer import ChannelGate
+from spquant_plugin.spikingjelly.neuron import TernaryMembraneLIFNode
 
 STEPS, BATCH = 3, 2
 
@@ -610,8 +612,8 @@ class Tokens(nn.Module):
         self.fc2, self.bn, self.sn2 = nn.Linear(4, 3), bn, lif()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.fc2(self.sn1(self.fc1(x)))
-        return self.sn2(self.bn(y.transpose(-1, -2)))
+        spikes = self.sn1(self.fc1(x).transpose(-1, -2)).transpose(-1, -2)
+        return self.sn2(self.bn(self.fc2(spikes).transpose(-1, -2)))
 
 
 @pytest.mark.parametrize("tokens", [3, 7])
@@ -628,6 +630,7 @@ def test_a_norm_over_transposed_tokens_has_its_channels_elsewhere(bn, tokens):
     pair = pairs_of(net, x)["fc2"]
     end = "bn.0" if isinstance(net.bn, nn.Sequential) else "bn"
     assert (pair.end, pair.channel_dim, pair.channels, pair.reason) == (end, -2, 3, None)
+    assert pair.source_channels == 4
 
 
 @pytest.mark.parametrize("bn", [nn.BatchNorm1d(3), nn.LayerNorm(3), nn.Identity()])
@@ -669,7 +672,9 @@ class ScaleNorm(nn.Module):
 def test_a_norm_over_tokens_as_they_are(bn):
     net = nn.Sequential(nn.Linear(5, 4), lif(), nn.Linear(4, 3), bn, lif())
     x = torch.ones(STEPS, BATCH, 7, 5)
-    assert pairs_of(net, x)["2"] == Pair("2", "1", "4", "3", -1, 7, 3, None)
+    # The source's axis 1 holds tokens, which are no channels to decide by.
+    reason = "its source 1 reads (3, 2, 7, 4), with the channels of 0 not first"
+    assert pairs_of(net, x)["2"] == Pair("2", "1", "4", "3", -1, 7, 3, reason)
 
 
 def test_an_unknown_norm_over_transposed_tokens():
@@ -696,10 +701,47 @@ def test_norms_side_by_side():
 def test_a_norm_that_the_target_does_not_read():
     def run(net: Wired, x: Tensor) -> Tensor:
         current = net.conv(net.sn0(net.stem(x)))
-        return net.sn(current) + net.bn(current)
+        net.bn(current)
+        return net.sn(current)
 
     net = Wired(run, stem=conv(), sn0=lif(), conv=conv(4), bn=norm(), sn=lif())
     assert gates(net, IMAGES) == {"conv": ("sn0", "sn", "conv")}
+
+
+def test_a_current_that_also_leaves_the_network():
+    def run(net: Wired, x: Tensor) -> tuple[Tensor, Tensor]:
+        current = net.conv(net.sn0(net.stem(x)))
+        return net.sn(current), net.readout(current)
+
+    net = Wired(
+        run,
+        stem=conv(),
+        sn0=lif(),
+        conv=conv(4),
+        sn=lif(),
+        readout=neuron.NonSpikingLIFNode(),
+    )
+    assert refusals(net, IMAGES)["conv"] == "its output also leaves the network"
+
+
+def test_a_layer_whose_batch_comes_first_mixes_samples_and_steps():
+    def run(net: Wired, x: Tensor) -> Tensor:
+        spikes = net.sn0(net.stem(x)).transpose(0, 1)
+        return net.sn(net.fc(spikes).transpose(0, 1))
+
+    net = Wired(run, stem=nn.Linear(5, 4), sn0=lif(), fc=nn.Linear(4, 3), sn=lif())
+    x = torch.ones(STEPS, BATCH, 5)
+    assert "which has not the batch" in refusals(net, x)["fc"]
+
+
+def test_a_layer_that_is_gated_already():
+    def run(net: Wired, x: Tensor) -> Tensor:
+        return net.sn(net.gate(net.conv(net.sn0(net.stem(x)))))
+
+    source = TernaryMembraneLIFNode(step_mode="m")
+    gate = ChannelGate(4, 4, neuron=source)
+    net = Wired(run, stem=conv(), sn0=source, conv=conv(4), gate=gate, sn=lif())
+    assert refusals(net, IMAGES)["conv"] == "already gated by gate"
 
 
 def test_a_norm_made_of_norms_counts_as_one():

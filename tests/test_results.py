@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import spquant_plugin as spq
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -17,7 +20,10 @@ RESULTS = ROOT / "docs" / "results"
 def example(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     yield import_module
-    for name in ("accuracy", "training_choices", "quickstart", "measurements", "figures"):
+    for name in (
+        *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
+        *("gates", "gate_figure"),
+    ):
         sys.modules.pop(name, None)
 
 
@@ -56,3 +62,53 @@ def test_the_table_of_means_and_deviations_against_numbers_worked_out_by_hand(ex
     # Deviations with n - 1: sqrt(2) * 2 points and sqrt(2) * 3 points.
     assert lines[1].split() == ["h", "t", "FP", "92.00", "±", "2.83", "+0.00", "2"]
     assert lines[2].split() == ["h", "t", "Quant", "91.00", "±", "4.24", "-1.00", "2"]
+
+
+def test_the_table_of_gates_against_numbers_worked_out_by_hand(example):
+    def row(accuracy: float, accumulates: float, closed: float | None) -> dict:
+        return {
+            "accuracy": accuracy,
+            "accumulates": accumulates,
+            "total": accumulates + 250_000,
+            "eq30_ratio": 2.0,
+            "channels_closed": closed,
+            "pixels_masked": closed and 0.35,
+            "changing": closed and 0.4,
+        }
+
+    runs = [
+        {
+            "task": "digits",
+            "seed": seed,
+            "rows": {"FP": row(full, 4e6, None), "SpQuant 50 %": row(0.90, 1e6, 0.5)},
+        }
+        for seed, full in enumerate([0.90, 0.94])
+    ]
+    lines = example("gates").table(runs).splitlines()
+    full = ["digits", "FP", "92.00", "±", "2.83", "+0.00", "4.000", "M", "1.0x", "0.250", "M"]
+    assert lines[1].split() == [*full, "2.0x", "2"]
+    gated = ["digits", "SpQuant", "50", "%", "90.00", "±", "0.00", "-2.00", "50.0%", "35.0%"]
+    rest = ["40.0%", "1.000", "M", "4.0x", "0.250", "M", "2.0x", "2"]
+    assert lines[2].split() == [*gated, *rest]
+
+
+def test_the_gates_example_runs_and_draws(example, monkeypatch, tmp_path):
+    script = example("gates")
+    monkeypatch.setattr(script, "WIDTH", 0.25)
+    monkeypatch.setattr(script, "THIN", {"motion": dict.fromkeys(script.CLOSED, 0.8)})
+    motion = partial(spq.data.Motion, level="easy", count=128, steps=2, cache=False)
+    monkeypatch.setattr(script, "data", lambda task, seed: (motion("train"), motion("test")))
+    rows = script.Rows("motion", 0, 5)
+    net = rows.run()
+    assert list(rows.found) == [
+        "FP",
+        "Quant",
+        "Quant, thinner than SpQuant 50 %",
+        "SpQuant 50 %",
+        "Quant, thinner than SpQuant 77 %",
+        "SpQuant 77 %",
+    ]
+    assert rows.found["SpQuant 77 %"]["channels_closed"] > 0.6
+    frames, _ = next(iter(spq.data.loader(rows.test, batch_size=8)))
+    example("gate_figure").gate_maps(net, frames).savefig(tmp_path / "gates.png")
+    assert (tmp_path / "gates.png").stat().st_size > 1000

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from torch import nn
 
 from ..config import SpQuantConfig
 from ..errors import SampleError
+from ..functional.gates import masked_count
+from ..modules.gates import ChannelGate
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from .hosts import Hosts
-from .pairing import Pair, pair_synapses, space_reasons
+from .pairing import Pair, pair_synapses, space_reasons, time_axes
 from .plan import GateStep
 from .selection import Selection
 from .trace import Trace
@@ -41,7 +44,7 @@ class GatePlanner:
     def __init__(
         self, model: nn.Module, selection: Selection, hosts: Hosts, trace: Trace | None
     ) -> None:
-        self.selection, self.hosts = selection, hosts
+        self.selection, self.hosts, self.trace = selection, hosts, trace
         self.modules = dict(model.named_modules())
         self.pairs: dict[str, Pair] = {}
         self.space: dict[str, str | None] = {}
@@ -54,11 +57,16 @@ class GatePlanner:
     def spatial(self, path: str, config: SpQuantConfig) -> tuple[SpQuantConfig, str]:
         """The configuration that a neuron can keep, and what to say of its gate."""
         gate = config.spatial_gate
-        if gate is None:
+        if gate is None or self.trace is None:
             return config, ""
         reason = self.space.get(path)
         if reason is None:
-            return config, f"masks {gate.sparsity:.0%} of the pixels"
+            shape = self.trace.input_shapes[path]
+            pixels = prod(shape[2 + time_axes(self.modules[path]) :])
+            count = masked_count(gate.sparsity, pixels)
+            if count:
+                return config, f"masks {count} of {pixels} pixels"
+            reason = f"{gate.sparsity:g} of {pixels} pixels is less than one"
         return replace(config, spatial_gate=None), f"no spatial gate: {reason}"
 
     # Channel gates.
@@ -70,7 +78,9 @@ class GatePlanner:
             return None, ""
         pair = self.pairs[path]
         host, reason = self._source(pair, rule.source)
-        if reason is not None or host is None:
+        if isinstance(self.modules[path]._modules.get("channel_gate"), ChannelGate):
+            reason = "already gated"
+        if reason is not None or host is None:  # without a reason there is a host
             if reason != pair.reason:
                 self.pairs[path] = replace(pair, reason=reason)
             return None, f"no channel gate: {reason}"

@@ -27,9 +27,10 @@ class GateSchedule:
 
     During the first twentieth of the steps (``warmup``) the gates stay open and each channel's
     importance is measured, the mean square of the gradient that its gate receives. Then the least
-    important channels close at once. From there on the gates learn by the task's loss, so that
-    decisions follow the input, while every gate's bias is moved by ``rate`` times what its closed
-    fraction lacks.
+    important channels close at once: biases are set in the order of importance, with a standard
+    deviation of ``spread``. From there on the gates learn by the task's loss, so that decisions
+    follow the input, while every gate's bias is moved by ``rate`` times what its closed fraction
+    lacks. A smaller ``spread`` leaves more of the decision to the input.
 
     At the last step a :class:`~spquant_plugin.errors.GateWarning` names the gates that are more
     than 0.05 from the target, with what they reached.
@@ -67,8 +68,20 @@ class GateSchedule:
                 "one. Convert with channel_gate=ChannelGate(...)."
             )
         self.target = check_target("GateSchedule", target)
-        self.steps = _whole("steps", steps, 1)
+        softmax = [path for path, gate in self.gates.items() if gate.rule.score == "softmax"]
+        if softmax:
+            raise GateError(
+                f"{softmax[0]} (ChannelGate): score='softmax' leaves no share of channels to "
+                "choose, so a schedule cannot hold one: must be 'sigmoid'. Use gate_loss, or "
+                "score='sigmoid'."
+            )
+        self.steps = _whole("steps", steps, 2)
         self.warmup = max(1, steps // 20) if warmup is None else _whole("warmup", warmup, 1)
+        if self.warmup >= self.steps:
+            raise GateError(
+                f"GateSchedule(warmup={self.warmup}, steps={self.steps}): must leave steps after "
+                "the warmup, in which channels are closed. Lower warmup."
+            )
         self.spread, self.rate = _positive("spread", spread), _positive("rate", rate)
         self.taken = 0
         self._importance: dict[str, Tensor] = {}
@@ -107,6 +120,11 @@ class GateSchedule:
 
     def _close(self, path: str, gate: ChannelGate) -> None:
         """Order the biases by importance, and put the threshold where the share is closed."""
+        if not bool(self._importance[path].any()):
+            raise GateError(
+                f"{path or '(model)'} (ChannelGate): every gradient of its bias was 0: step() must "
+                "be called after loss.backward() and before zero_grad()."
+            )
         tiny = torch.finfo(gate.bias.dtype).tiny
         order = self._importance[path].clamp(min=tiny).log()
         order = (order - order.mean()) / order.std(correction=0).clamp(min=tiny)
@@ -141,7 +159,7 @@ class GateSchedule:
                 f"it within {TOLERANCE:g}, but closed {listed}. Train longer, raise rate, or "
                 "choose a target that their channels and score allow.",
                 GateWarning,
-                stacklevel=3,
+                stacklevel=4,  # above no_grad and step
             )
 
     def state_dict(self) -> dict[str, object]:
@@ -154,17 +172,27 @@ class GateSchedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict` of a schedule with the same arguments."""
-        for part in ("importance", "closed"):
-            unknown = sorted(set(state[part]) - set(self.gates))
-            if unknown:
-                raise GateError(
-                    f"GateSchedule.load_state_dict: received {unknown[0]!r}, which is no gate of "
-                    f"this network: must be of {', '.join(self.gates)}. Load the schedule of this "
-                    "very network."
-                )
+        parts = {"importance": self._importance, "closed": self._closed}
+        missing = [name for name in ("taken", *parts) if name not in state]
+        if missing:
+            raise GateError(
+                f"GateSchedule.load_state_dict: received {', '.join(map(str, state)) or 'nothing'}:"
+                f" must hold {missing[0]!r} too. Pass what state_dict() returned."
+            )
+        for name in parts:
+            for path, value in state[name].items():
+                wanted = self.gates[path].bias.shape if path in self.gates else None
+                if wanted is None or (name == "importance" and value.shape != wanted):
+                    listed = ", ".join(f"{p} {tuple(g.bias.shape)}" for p, g in self.gates.items())
+                    raise GateError(
+                        f"GateSchedule.load_state_dict: received {path} {tuple(value.shape)}: must "
+                        f"be of {listed}. Load the schedule of this very network."
+                    )
         self.taken = int(state["taken"])
-        self._importance = {path: value.clone() for path, value in state["importance"].items()}
-        self._closed = {path: value.clone() for path, value in state["closed"].items()}
+        for name, part in parts.items():
+            part.clear()
+            for path, value in state[name].items():
+                part[path] = value.to(self.gates[path].bias.device, copy=True)
 
 
 def _over_processes(value: Tensor) -> Tensor:

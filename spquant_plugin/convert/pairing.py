@@ -178,7 +178,7 @@ class _Network:
         if end is None or end == path:
             return own
         norm, shape = self.modules[end], self.trace.output_shapes[end]
-        by_axis_one = 1 + _time_axes(norm) - len(shape)
+        by_axis_one = 1 + time_axes(norm) - len(shape)
         if isinstance(norm, _NormBase | nn.GroupNorm):
             return by_axis_one
         # Layer norms and unknown ones may have their channels wherever the synapse has them.
@@ -204,8 +204,13 @@ class _Network:
         readers = self._readers(path, outer)
         if readers:
             yield f"its output also reaches a weight layer without a neuron: {', '.join(readers)}"
+        gates = self._readers(path, sorted(self.trace.gates))
+        if gates:
+            yield f"already gated by {', '.join(gates)}"
         if not targets:
             yield "no spiking neuron reads its output: read-out"
+        if path in self.trace.returned:
+            yield "its output also leaves the network"
         if len(targets) > 1:
             yield f"its output reaches several neurons: {', '.join(targets)}"
         yield from self._norm_obstacles(path, end)
@@ -253,13 +258,19 @@ class _Network:
 
     def _shape_obstacles(self, path: str, source: str, end: str) -> Iterator[str]:
         given, shape = self.trace.input_shapes[source], self.trace.output_shapes[end]
+        step = self._step_shape(source)
+        for name in set(self.synapses) & self.trace.origins[source]:
+            module = self.modules[name]
+            if isinstance(module, nn.Linear) and len(step) > 2 and step[1] != module.out_features:
+                yield f"its source {source} reads {given}, with the channels of {name} not first"
         if len(self._step_shape(source)) < 2:
             yield f"its source {source} reads {given}, which has no axis of channels beside a batch"
         axis, channels = self._end_axis(path, end), _channels(self.modules[path])
         if _size(shape, axis) != channels:
             yield f"{end} returns {shape}, whose axis {axis} is not its {channels} channels"
-        lead, held = given[: 1 + _time_axes(self.modules[source])], shape[:axis]
-        if not held or (prod(held) != prod(lead) and held[: len(lead)] != lead):
+        lead, held = given[: 1 + time_axes(self.modules[source])], shape[:axis]
+        folded = len(held) == 1 and prod(held) == prod(lead)
+        if not folded and (not held or held[: len(lead)] != lead):
             yield f"{end} returns {shape}, which has not the batch {lead} of its source {source}"
 
     def space_obstacles(self, path: str) -> Iterator[str]:
@@ -281,7 +292,7 @@ class _Network:
 
     def _step_shape(self, path: str) -> tuple[int, ...]:
         """Shape of one step of what a neuron reads: ``[N, C, ...]``."""
-        return self.trace.input_shapes[path][_time_axes(self.modules[path]) :]
+        return self.trace.input_shapes[path][time_axes(self.modules[path]) :]
 
 
 def _owner(path: str, owners: list[str]) -> str | None:
@@ -289,7 +300,7 @@ def _owner(path: str, owners: list[str]) -> str | None:
     return next((m for m in owners if m != path and (not m or path.startswith(f"{m}."))), None)
 
 
-def _time_axes(module: nn.Module) -> int:
+def time_axes(module: nn.Module) -> int:
     """1 for a module that takes whole sequences ``[T, N, ...]``, else 0."""
     return int(getattr(module, "step_mode", "s") == "m")
 

@@ -180,10 +180,18 @@ class _Planner:
         config, reason = self.selection.config_for(path)
         neuron = isinstance(module, QuantizedNeuron)
         asked = config and (config.changes_neurons if neuron else config.changes_layers)
+        # A quantised layer can still get a gate: the next stage of its training.
+        gate, told = (None, "") if neuron else self.gates.channel(path, config)
         if asked:
             self._row(path, module, "refuse", "already converted: convert the float model instead")
+        elif self.gates.refuses(path, told):
+            self._row(path, module, "refuse", f"{told}. Set channel_gate=None in its override")
+        elif gate is not None:
+            self.plan.gates.append(gate)
+            self._row(path, module, "gate", f"already converted; {told}")
         else:
-            self._row(path, module, "keep", reason or "already converted")
+            why = f"already converted; {told}" if told else "already converted"
+            self._row(path, module, "keep", reason or why)
 
     def _add_neuron(self, path: str, module: nn.Module, host: Host, kind: Any) -> str | None:
         config, reason = self.selection.config_for(path)
@@ -192,7 +200,7 @@ class _Planner:
             return None
         config, gate = (None, "") if config is None else self.gates.spatial(path, config)
         if self.gates.refuses(path, gate):
-            self._row(path, module, "refuse", gate)
+            self._row(path, module, "refuse", f"{gate}. Set spatial_gate=None in its override")
             return None
         if config is None or not config.changes_neurons:
             why = reason or gate or "no membrane, surrogate or threshold asked"
@@ -256,7 +264,7 @@ class _Planner:
         input = config.input if config is not None and path in self.readers else None
         gate, told = self.gates.channel(path, config)
         if self.gates.refuses(path, told):
-            self._row(path, module, "refuse", told)
+            self._row(path, module, "refuse", f"{told}. Set channel_gate=None in its override")
             return "refused"
         if gate is not None:
             self.plan.gates.append(gate)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import SampleError
+from ..modules.gates import ChannelGate
 from ..modules.host import HOOK_TABLES
 from .copying import _held_tensors, copy_at_rest
 from .hosts import Hosts
@@ -46,6 +47,8 @@ class Trace:
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     calls: dict[str, list[Call]] = field(default_factory=dict)
     norms: set[str] = field(default_factory=set)
+    gates: set[str] = field(default_factory=set)
+    returned: frozenset[str] = frozenset()
     ticks: int = 0
     integer_sample: bool = True
 
@@ -119,7 +122,7 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
     try:
         with torch.no_grad(), _kept_generator(), origins:
             origins.mark(sample, frozenset({INPUT}))
-            copy(*args, **kwargs)
+            record.returned = origins.gather(copy(*args, **kwargs))
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(sample))
         raise SampleError(
@@ -180,7 +183,9 @@ def _watch(
         if is_norm(module) and not any(map(renews, module.modules())):
             record.norms.add(path)
         joins = path in record.norms or hosts.neuron_kind(module) is not None
-        if renews(module) or joins or not list(module.children()):
+        if isinstance(module, ChannelGate):
+            record.gates.add(path)
+        if renews(module) or joins or isinstance(module, ChannelGate) or not [*module.children()]:
             module.register_forward_pre_hook(_before(path, record, origins), with_kwargs=True)
             module.register_forward_hook(_after(path, renews(module), joins, record, origins))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import config as cfg
 from ..errors import GateError
 from ..functional import gates as fg
-from .neuron import QuantizedNeuron, state_dtype
+from .neuron import QuantizedNeuron
 from .spatial_gate import SpatialGate
 from .weight_quantizer import build_weight_quantizer
 
@@ -86,9 +86,10 @@ class ChannelGate(nn.Module):
         if isinstance(neuron, QuantizedNeuron) and (quantized or self.source == "input"):
             neuron.watched = True
             return neuron
+        remedy = "use source='input'" if self.source == "membrane" else "leave neuron= out"
         raise GateError(
             f"ChannelGate(neuron={type(neuron).__name__}): must be a neuron of spquant_plugin with "
-            "a quantised membrane, whose levels are summed. Convert it, or use source='input'."
+            f"a quantised membrane, whose levels are summed. Convert it, or {remedy}."
         )
 
     @property
@@ -107,8 +108,14 @@ class ChannelGate(nn.Module):
         return math.log(self.rule.threshold / (1 - self.rule.threshold))
 
     def reset_parameters(self) -> None:
-        """Start open, by margins that differ, lest all channels close at the same moment."""
-        nn.init.uniform_(self.weight, -1 / self.in_channels, 1 / self.in_channels)
+        """Start open, by margins that differ, lest all channels close at the same moment.
+
+        Under a softmax few channels can be open, at the start as later.
+        """
+        rule = self.neuron.membrane if self.neuron is not None else None
+        top = 1 if rule is None or self.source == "input" else max(-rule.lowest, rule.highest)
+        reach = 1 / (self.in_channels * top)
+        nn.init.uniform_(self.weight, -reach, reach)
         nn.init.uniform_(self.bias, self.threshold_logit + 0.2, self.threshold_logit + 0.6)
 
     # The decision.
@@ -167,19 +174,19 @@ class ChannelGate(nn.Module):
         lead = self._lead(x, axis)
         pixels = x.movedim(lead if axis is None else axis, lead).unsqueeze(-1).flatten(lead + 1)
         # Half precision cannot hold the sum of many spikes.
-        return pixels.sum(-1, dtype=state_dtype(x)), pixels.shape[-1]
+        return pixels.sum(-1, dtype=torch.float64), pixels.shape[-1]
 
     def _fitted(self, mask: Tensor, current: Tensor) -> Tensor:
         """The mask in the current's layout; a current may have time and batch in one axis."""
         axis = mask.ndim - 1 if self.channel_dim is None else current.ndim + self.channel_dim
-        lead = current.shape[:axis]
+        lead, decided, channels = current.shape[:axis], mask.shape[:-1], mask.shape[-1]
         fits = 0 < axis < current.ndim and current.shape[axis] == self.out_channels
         behind = [1] * (current.ndim - axis - 1)
-        if fits and lead.numel() == mask.shape[:-1].numel():
-            return mask.reshape(*lead, -1, *behind)
-        between = [1] * (axis - mask.ndim + 1)  # tokens, say, between batch and channels
-        if fits and lead[: mask.ndim - 1] == mask.shape[:-1]:
-            return mask.reshape(*mask.shape[:-1], *between, -1, *behind)
+        if fits and len(lead) == 1 and lead.numel() == decided.numel():
+            return mask.reshape(*lead, channels, *behind)
+        between = [1] * (axis - len(decided))  # tokens, say, between batch and channels
+        if fits and lead[: len(decided)] == decided:
+            return mask.reshape(*decided, *between, channels, *behind)
         raise GateError(
             f"ChannelGate({self.in_channels}, {self.out_channels}): received a current of shape "
             f"{tuple(current.shape)} for a decision of shape {tuple(mask.shape)}: must have the "
@@ -215,16 +222,23 @@ class ChannelGate(nn.Module):
         """
         self.input_dim = input_dim
         if self.source == "input":
-            layer.register_forward_pre_hook(self.hear)
+            layer.register_forward_pre_hook(self.hear, with_kwargs=True)
         end.register_forward_hook(self.act)
 
-    def hear(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def hear(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take in what the layer is given."""
-        self._heard = self._over_space(args[0], self.input_dim)
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        self._heard = self._over_space(x, self.input_dim)
 
     def act(self, end: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Gate what the layer gives."""
         return self(output)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise GateError(
+            "ChannelGate: nn.DataParallel copies modules without their hooks' owners, so a gate "
+            "would decide for another replica: must run in one. Use DistributedDataParallel."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # A graph can neither be copied nor stored.

@@ -292,13 +292,15 @@ class QuantizedNeuron(nn.Module):
         """Keep for channel gates the levels of ``[(T,) N, C, *space]``, summed over space."""
         levels = self.stored_levels(membrane)
         has_space = levels.ndim > lead + 1
-        self.level_sums = levels.flatten(lead + 1).sum(-1) if has_space else levels
-        self.level_area = levels.shape[lead + 1 :].numel()
+        # Exact even where levels of 8 bits are summed over a megapixel.
+        levels = levels.flatten(lead + 1) if has_space else levels.unsqueeze(-1)
+        self.level_sums = levels.sum(-1, dtype=torch.float64)
+        self.level_area = levels.shape[-1]
         self.began = began
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy goes on from a state of its own.
-        return {**self.__dict__, "_left": None}
+        # A copy goes on from a state of its own, and tells its gates when it has run.
+        return {**self.__dict__, "_left": None, "level_sums": None}
 
     def silent_level(self) -> int:
         """Highest level that a neuron below its threshold can store."""

@@ -230,6 +230,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
     def reset_mem(self) -> Any:
         """Clear the states, and with them what a delayed reset remembers."""
         self.fired = torch.zeros_like(self.fired)
+        self.level_sums = None
         return super().reset_mem()  # type: ignore[misc]
 
     def extra_repr(self) -> str:

@@ -148,6 +148,10 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
                 record.append(membrane)
         return torch.stack(train).to(x_seq.dtype), membrane
 
+    def reset(self) -> None:
+        super().reset()
+        self.level_sums = None
+
     # A gate that ranks by the step before has to know whether there was one.
 
     def _is_first(self, states: States) -> bool:

@@ -532,7 +532,7 @@ def test_the_published_network_is_gated_by_path():
     assert found == {"conv2": ("neuron1", "neuron2", "norm2")}
     assert "no channel gate: no spiking neuron reaches its input" in plan["conv1"].reason
     assert "no channel gate: no spiking neuron reads its output" in plan["fc1"].reason
-    assert "masks 35% of the pixels" in plan["neuron2"].reason
+    assert "masks 22 of 64 pixels" in plan["neuron2"].reason
     gated = open_half(spq.convert(net, spq.presets.spquant_snn(), x[0]))
     assert set(gates_of(gated)) == {"conv2.channel_gate"}
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())

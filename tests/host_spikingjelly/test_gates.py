@@ -784,7 +784,7 @@ def test_the_plan_says_which_layers_are_gated(case):
     spaces = {row.path: row.reason for row in case.plan if row.action == "convert"}
     for path, reason in spaces.items():
         has = case.net.get_submodule(path).spatial_gate is not None
-        assert ("masks 35% of the pixels" in reason) == has
+        assert (" pixels" in reason and "masks" in reason) == has
         assert ("no spatial gate: " in reason) == (not has)
     assert "gated after" in str(case.plan)
 
