@@ -415,3 +415,26 @@ def test_sums_over_many_pixels_are_exact():
     lif(torch.full((1, 1, 720, 1280), 0.9))
     level = lif.stored_levels(lif.v).flatten()
     assert int(lif.level_sums) == int(level.long().sum())
+
+
+def test_a_share_of_zero_masks_nothing_and_is_no_error():
+    net, x = spiking_jelly(), torch.randint(0, 2, (3, 2, 2, 9, 9)).float()
+    ungated = spq.convert(net, spq.presets.quant_snn(), x).eval()
+    config = spq.presets.quant_snn(spatial_gate=spq.SpatialGate(sparsity=0.0))
+    assert torch.equal(spq.convert(net, config, x).eval()(x), ungated(x))
+
+
+def test_a_share_of_less_than_one_pixel_is_a_reason():
+    x = torch.randint(0, 2, (3, 2, 2, 2, 2)).float()
+    net = nn.Sequential(
+        layer.Conv2d(2, 4, 3, padding=1, step_mode="m"), host_neuron.LIFNode(step_mode="m")
+    )
+    plan = spq.plan(
+        net,
+        spq.SpQuantConfig(
+            membrane=spq.TernaryMembrane(), spatial_gate=spq.SpatialGate(sparsity=0.2)
+        ),
+        x,
+        on_unmatched="ignore",
+    )
+    assert "no spatial gate: 0.2 of 4 pixels is less than one" in plan["1"].reason

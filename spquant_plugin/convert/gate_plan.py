@@ -64,7 +64,7 @@ class GatePlanner:
             shape = self.trace.input_shapes[path]
             pixels = prod(shape[2 + time_axes(self.modules[path]) :])
             count = masked_count(gate.sparsity, pixels)
-            if count:
+            if count or not gate.sparsity:
                 return config, f"masks {count} of {pixels} pixels"
             reason = f"{gate.sparsity:g} of {pixels} pixels is less than one"
         return replace(config, spatial_gate=None), f"no spatial gate: {reason}"

@@ -96,6 +96,8 @@ class GateSchedule:
     def step(self) -> None:
         """Follow one step of the optimizer."""
         self.taken += 1
+        if self.taken == self.warmup + 1:
+            self._check_weighed()
         for path, gate in self.gates.items():
             if self.taken <= self.warmup:
                 self._weigh(path, gate)
@@ -118,13 +120,16 @@ class GateSchedule:
         # A scaler of mixed precision skips steps whose gradients overflowed.
         self._importance[path] = known + gradient.square().nan_to_num(0.0, posinf=0.0)
 
+    def _check_weighed(self) -> None:
+        """A single gate may see no gradient, where its layer is dead; not all of them."""
+        if not any(bool(importance.any()) for importance in self._importance.values()):
+            raise GateError(
+                f"GateSchedule: in {self.warmup} steps every gradient of every gate was 0: step() "
+                "must be called after loss.backward() and before zero_grad()."
+            )
+
     def _close(self, path: str, gate: ChannelGate) -> None:
         """Order the biases by importance, and put the threshold where the share is closed."""
-        if not bool(self._importance[path].any()):
-            raise GateError(
-                f"{path or '(model)'} (ChannelGate): every gradient of its bias was 0: step() must "
-                "be called after loss.backward() and before zero_grad()."
-            )
         tiny = torch.finfo(gate.bias.dtype).tiny
         order = self._importance[path].clamp(min=tiny).log()
         order = (order - order.mean()) / order.std(correction=0).clamp(min=tiny)
