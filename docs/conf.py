@@ -30,7 +30,8 @@ nitpicky = True  # a link to one of our names must lead somewhere; others' pages
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|collections|pathlib|spikingjelly|snntorch)\..*"),
     ("py:.*", r"(.*\.)?_\w+"),
-    ("py:.*", r"Tensor|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer)Step"),
+    ("py:.*", r"Tensor|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer|Gate)Step"),
+    ("py:.*", r"spquant_plugin\.modules\.neuron\.QuantizedNeuron"),
 ]
 html_theme = "furo"
 html_title = f"spquant_plugin {release}"

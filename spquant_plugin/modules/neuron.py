@@ -20,7 +20,7 @@ from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..functional.threshold import bounded_threshold, threshold_distance
 from .device import device_of
-from .spatial_gate import SpatialGate
+from .spatial_gate import SpatialGate, _SpatialGate
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class QuantizedNeuron(nn.Module):
         membrane: _Membrane | None,
         learnable_threshold: LearnableThreshold | None,
         channels: int | None = None,
-        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
+        spatial_gate: _SpatialGate | None = None,
     ) -> None:
         """Add the unit, the gate and, where it learns, the threshold's parameter and bounds."""
         check_kind(self, "membrane", membrane, _Membrane)

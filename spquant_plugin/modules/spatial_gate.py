@@ -49,3 +49,7 @@ class SpatialGate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sparsity={self.sparsity:g}, score={self.score!r}"
+
+
+# What a neuron takes: the gate, or the record that describes one.
+_SpatialGate = SpatialGate | cfg.SpatialGate

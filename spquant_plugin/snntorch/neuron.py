@@ -26,12 +26,11 @@ import torch
 from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor
 
-from .. import config as cfg
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..modules.neuron import QuantizedNeuron, state_dtype
-from ..modules.spatial_gate import SpatialGate
+from ..modules.spatial_gate import _SpatialGate
 
 __all__ = [
     "TernaryLapicque",
@@ -69,7 +68,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
-        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
+        spatial_gate: _SpatialGate | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)

@@ -16,12 +16,11 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
-from .. import config as cfg
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConfigError
 from ..functional import membrane as fm
 from ..modules.neuron import QuantizedNeuron, state_dtype
-from ..modules.spatial_gate import SpatialGate
+from ..modules.spatial_gate import _SpatialGate
 
 __all__ = [
     "TernaryMembraneIFNode",
@@ -213,7 +212,7 @@ class TernaryMembraneIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
-        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
+        spatial_gate: _SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
@@ -249,7 +248,7 @@ class TernaryMembraneLIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
-        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
+        spatial_gate: _SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
@@ -287,7 +286,7 @@ class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
         membrane: _Membrane | None = TernaryMembrane(),  # noqa: B008 (frozen)
         learnable_threshold: LearnableThreshold | None = None,
         channels: int | None = None,
-        spatial_gate: cfg.SpatialGate | SpatialGate | None = None,
+        spatial_gate: _SpatialGate | None = None,
     ) -> None:
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
