@@ -33,7 +33,8 @@ STEPS = 4
 SPLITS = ("train", "test")
 EPOCHS = {"digits": 6, "motion": 3}
 CLOSED = {"SpQuant 50 %": 0.50, "SpQuant 77 %": 0.77}
-# Widths at which a Quant network takes about as many accumulates as the gated one of the same task.
+# Widths at which a Quant network takes about as many accumulates as the gated one: compare the
+# table's column of accumulates, and adjust them for other tasks, widths and epochs.
 THIN = {
     "digits": {"SpQuant 50 %": 1.10, "SpQuant 77 %": 0.70},
     "motion": {"SpQuant 50 %": 1.10, "SpQuant 77 %": 0.70},

@@ -10,12 +10,11 @@ thresholds, decays and scales are no term of it: they are counted beside it, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..table import no_such_row, render
-from .units import bits_text, bytes_text, table_markdown
+from .part import ReportPart
+from .units import bits_text, bytes_text
 
 MODES = ("equation", "paper_tables", "measured")
 
@@ -91,8 +90,10 @@ HEADER = (
 
 
 @dataclass(frozen=True)
-class MemoryReport:
+class MemoryReport(ReportPart[MemoryRow]):
     """The memory part of a report: totals in bytes per sample, and a row for each module."""
+
+    header = HEADER
 
     mode: str
     layers: tuple[MemoryRow, ...]
@@ -123,18 +124,6 @@ class MemoryReport:
         """Weights, membranes and spikes; what was measured includes the rest as well."""
         total = self.weight_bytes + self.membrane_bytes + self.spike_bytes
         return total + self.other_bytes if self.mode == "measured" else total
-
-    def __getitem__(self, path: str) -> MemoryRow:
-        for row in self.layers:
-            if row.path == path:
-                return row
-        raise KeyError(no_such_row(path, [row.path for row in self.layers]))
-
-    def __iter__(self) -> Iterator[MemoryRow]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the totals, the mode, and ``layers``, a list with a record per row."""
@@ -183,14 +172,3 @@ class MemoryReport:
             "",
         )
         return [*(row.cells() for row in self.layers), total]
-
-    def table(self) -> str:
-        """The whole report as text; paths are never shortened."""
-        return "\n".join([self.title, "", render(HEADER, self.lines()), "", *self.footnotes])
-
-    __str__ = table
-
-    def to_markdown(self) -> str:
-        """The same as a Markdown table."""
-        body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 10))
-        return "\n\n".join([f"**{self.title}**", body, *self.footnotes])

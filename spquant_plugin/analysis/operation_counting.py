@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..convert.hosts import Hosts
-from ..modules.gates import ChannelGate, SpatialGate
+from ..modules.gates import ChannelGate, SpatialGate, own_gate
 from .batch import batch_size
 from .dry_run import DryRun
 from .modules import computes_in_its_own_way, kind_of
 from .operations import OperationReport, OperationRow
 from .pairs import is_countable
-from .tally import GateTally, LayerTally, Tallies, own_gate, own_spatial_gate, total
+from .tally import GateTally, LayerTally, Tallies, own_spatial_gate, total
 
 
 def count_operations(run: DryRun, tallies: Tallies) -> OperationReport:

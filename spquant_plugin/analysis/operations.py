@@ -11,12 +11,11 @@ publication, for a layer of :math:`C` output channels and :math:`W \times H` out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..table import no_such_row, render
-from .units import count_text, ratio_text, table_markdown
+from .part import ReportPart
+from .units import count_text, ratio_text
 
 CONVENTION = (
     "per sample, over all its steps; k, M and G are 10^3, 10^6 and 10^9",
@@ -86,8 +85,10 @@ class OperationRow:
 
 
 @dataclass(frozen=True)
-class OperationReport:
+class OperationReport(ReportPart[OperationRow]):
     """The operations part of a report: totals per sample, and a row for each layer and gate."""
+
+    header = HEADER
 
     layers: tuple[OperationRow, ...] = ()
 
@@ -150,18 +151,6 @@ class OperationReport:
         """How many times fewer operations Eq. 30 gives than without gates."""
         return self.eq30_ungated / self.eq30 if self.eq30 else None
 
-    def __getitem__(self, path: str) -> OperationRow:
-        for row in self.layers:
-            if row.path == path:
-                return row
-        raise KeyError(no_such_row(path, [row.path for row in self.layers]))
-
-    def __iter__(self) -> Iterator[OperationRow]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the totals, the convention, and ``layers``, a record for each row."""
         rows = [
@@ -177,7 +166,9 @@ class OperationReport:
             "layers": rows,
         }
 
-    title = "operations per sample"
+    @property
+    def title(self) -> str:
+        return "operations per sample"
 
     @property
     def footnotes(self) -> tuple[str, ...]:
@@ -204,17 +195,6 @@ class OperationReport:
             "",
         )
         return [*(row.cells() for row in self.layers), total]
-
-    def table(self) -> str:
-        """This part of the report as text; paths are never shortened."""
-        return "\n".join([self.title, "", render(HEADER, self.lines()), "", *self.footnotes])
-
-    __str__ = table
-
-    def to_markdown(self) -> str:
-        """The same as a Markdown table."""
-        body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 9))
-        return "\n\n".join([f"**{self.title}**", body, *self.footnotes])
 
 
 def _share(part: float, whole: float) -> str:

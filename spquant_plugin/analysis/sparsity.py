@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..table import no_such_row, render
-from .units import share_text, table_markdown
+from .part import ReportPart
+from .units import share_text
 
 HEADER = ("path", "type", "firing rate", "channels closed", "pixels masked", "note")
 MEASURED = ("firing_rate", "channels_closed", "pixels_masked")
@@ -35,8 +34,10 @@ class SparsityRow:
 
 
 @dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(ReportPart[SparsityRow]):
     """The sparsity part of a report: a row for each spiking neuron layer and each gate."""
+
+    header = HEADER
 
     layers: tuple[SparsityRow, ...] = ()
 
@@ -59,38 +60,20 @@ class SparsityReport:
         """Plain mean over the spatial gates; None without any."""
         return self._mean("pixels_masked")
 
-    def __getitem__(self, path: str) -> SparsityRow:
-        for row in self.layers:
-            if row.path == path:
-                return row
-        raise KeyError(no_such_row(path, [row.path for row in self.layers]))
-
-    def __iter__(self) -> Iterator[SparsityRow]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the means, and ``layers``, a list with a record per row."""
         means = {name: getattr(self, name) for name in MEASURED}
         return {**means, "layers": [asdict(row) for row in self.layers]}
 
-    title = "sparsity: shares of 1 over all samples and steps"
-    footnote = "mean: plain mean of the rows above, whatever their size"
+    @property
+    def title(self) -> str:
+        return "sparsity: shares of 1 over all samples and steps"
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        return ("mean: plain mean of the rows above, whatever their size",)
 
     def lines(self) -> list[tuple[str, ...]]:
         """All rows and the means, as text."""
         means = (share_text(getattr(self, name)) for name in MEASURED)
         return [*(row.cells() for row in self.layers), ("mean", "", *means, "")]
-
-    def table(self) -> str:
-        """This part of the report as text; paths are never shortened."""
-        return "\n".join([self.title, "", render(HEADER, self.lines()), "", self.footnote])
-
-    __str__ = table
-
-    def to_markdown(self) -> str:
-        """The same as a Markdown table."""
-        body = table_markdown(HEADER, self.lines(), text_columns=(0, 1, 5))
-        return "\n\n".join([f"**{self.title}**", body, self.footnote])

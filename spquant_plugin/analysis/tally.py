@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert.hosts import Hosts
-from ..modules.gates import ChannelGate, SpatialGate
+from ..modules.gates import ChannelGate, SpatialGate, own_gate
 from ..modules.quantized_layer import QuantizedLayer
 from .dry_run import first_tensor
 from .modules import kind_of
@@ -235,10 +235,10 @@ class _Levels:
         tell = neuron._tell
         self.told[id(neuron)] = (0, 0)
 
-        def count(membrane: Tensor, *args: Any, **kwargs: Any) -> None:
-            nonzero = neuron.stored_levels(membrane).count_nonzero()
-            self.told[id(neuron)] = (membrane.numel(), int(nonzero))
-            tell(membrane, *args, **kwargs)
+        def count(steps: list[Tensor], **options: Any) -> None:
+            nonzero = [int(neuron.stored_levels(step).count_nonzero()) for step in steps]
+            self.told[id(neuron)] = (len(steps) * steps[0].numel(), sum(nonzero))
+            tell(steps, **options)
 
         neuron._tell = count
 
@@ -261,12 +261,6 @@ def operands(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if layer.input_quantizer is not None:
         x, _ = layer.input_quantizer(x)
     return x, layer.quantized_weight()[0]
-
-
-def own_gate(module: nn.Module) -> ChannelGate | None:
-    """The channel gate that conversion gave a layer."""
-    gate = module._modules.get("channel_gate")
-    return gate if isinstance(gate, ChannelGate) else None
 
 
 def own_spatial_gate(module: nn.Module) -> SpatialGate | None:

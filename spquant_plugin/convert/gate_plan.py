@@ -11,7 +11,7 @@ from torch import nn
 from ..config import SpQuantConfig
 from ..errors import SampleError
 from ..functional.gates import masked_count
-from ..modules.gates import ChannelGate
+from ..modules.gates import own_gate
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from .hosts import Hosts
@@ -78,7 +78,7 @@ class GatePlanner:
             return None, ""
         pair = self.pairs[path]
         host, reason = self._source(pair, rule.source)
-        if isinstance(self.modules[path]._modules.get("channel_gate"), ChannelGate):
+        if own_gate(self.modules[path]) is not None:
             reason = "already gated"
         if reason is not None or host is None:  # without a reason there is a host
             if reason != pair.reason:

@@ -15,7 +15,7 @@ from .neuron import QuantizedNeuron
 from .spatial_gate import SpatialGate
 from .weight_quantizer import build_weight_quantizer
 
-__all__ = ["ChannelGate", "SpatialGate"]
+__all__ = ["ChannelGate", "SpatialGate", "own_gate"]
 
 WEIGHTS = cfg.UniformWeights(8)
 
@@ -251,3 +251,9 @@ class ChannelGate(nn.Module):
             f"{self.in_channels} -> {self.out_channels}, threshold={self.rule.threshold:g}, "
             f"score={self.rule.score!r}, source={self.source!r}"
         )
+
+
+def own_gate(layer: nn.Module) -> ChannelGate | None:
+    """The channel gate that conversion gave a layer."""
+    gate = layer._modules.get("channel_gate")
+    return gate if isinstance(gate, ChannelGate) else None

@@ -288,14 +288,14 @@ class QuantizedNeuron(nn.Module):
         return own and state.requires_grad == self._left_graph  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def _tell(self, membrane: Tensor, lead: int, *, began: bool) -> None:
-        """Keep for channel gates the levels of ``[(T,) N, C, *space]``, summed over space."""
-        levels = self.stored_levels(membrane)
-        has_space = levels.ndim > lead + 1
-        # Exact even where levels of 8 bits are summed over a megapixel.
-        levels = levels.flatten(lead + 1) if has_space else levels.unsqueeze(-1)
-        self.level_sums = levels.sum(-1, dtype=torch.float64)
-        self.level_area = levels.shape[-1]
+    def _tell(self, steps: list[Tensor], *, sequence: bool, began: bool) -> None:
+        """Keep for channel gates what each step stored, ``[N, C, *space]``, summed over space.
+
+        Step by step, because only the sums need to stand side by side.
+        """
+        sums = [_over_space(self.stored_levels(membrane)) for membrane in steps]
+        self.level_sums = torch.stack(sums) if sequence else sums[0]
+        self.level_area = steps[0].shape[2:].numel()
         self.began = began
 
     def __getstate__(self) -> dict[str, Any]:
@@ -338,3 +338,12 @@ class QuantizedNeuron(nn.Module):
 def state_dtype(x: Tensor) -> torch.dtype:
     """Precision of a state: at least float32, whatever the input's."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _over_space(levels: Tensor) -> Tensor:
+    """Sums ``[N, C]`` of the whole numbers ``[N, C, *space]``, exact for any number of pixels."""
+    if levels.ndim < 3:
+        return levels
+    pixels = levels.flatten(2)
+    # A level has up to 8 bits, so this many pixels stay below the 2**24 that float32 can hold.
+    return pixels.sum(-1, dtype=None if pixels.shape[-1] <= 2**16 else torch.float64)

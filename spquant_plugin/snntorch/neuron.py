@@ -205,7 +205,7 @@ class _QuantizedStateNeuron(QuantizedNeuron):
         if self.watched or self.spatial_gate is not None:
             self._leave(self.mem)
         if self.watched:
-            self._tell(self.mem, 1, began=self.began)
+            self._tell([self.mem], sequence=False, began=self.began)
         # As in the host, a single winner is not graded.
         return spikes if self.inhibition else spikes * self.graded_spikes_factor
 

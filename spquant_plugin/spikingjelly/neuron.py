@@ -117,7 +117,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         )
         if self.watched:
             self._leave(membrane)
-            self._tell(membrane, 1, began=began)
+            self._tell([membrane], sequence=False, began=began)
         return (spikes.to(x.dtype),), self._after(membrane)
 
     def multi_step_functional_forward(
@@ -126,7 +126,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         record: list[Tensor] | None = [] if self.watched else None
         spikes, membrane = self._sequence(inputs[0], states, record)
         if record is not None:
-            self._tell(torch.stack(record), 2, began=True)
+            self._tell(record, sequence=True, began=True)
         return (spikes,), self._after(membrane)
 
     def _sequence(
@@ -168,7 +168,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         spikes, membrane = self._sequence(x_seq, states, record)
         self._memories.update(zip(self._memories, self._after(membrane), strict=True))
         self.v_seq = torch.stack(record)
-        self._tell(self.v_seq, 2, began=True)
+        self._tell(record, sequence=True, began=True)
         return spikes
 
     def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
