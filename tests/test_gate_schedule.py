@@ -72,7 +72,7 @@ def test_channels_of_equal_importance_close_alike():
 
 def test_the_bias_moves_by_what_the_closed_fraction_lacks():
     net, gate, lif = one_gate()
-    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=1, rate=0.3)
+    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=1, rate=0.3, pace=1.0)
     step(schedule, gate, torch.arange(8.0))
     with torch.no_grad():
         gate.bias.copy_(torch.tensor([-9.0, -9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0]))
@@ -118,6 +118,24 @@ def test_a_target_that_is_reached_ends_without_a_warning():
     assert schedule.closed["1"] == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("pace", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("warmup", [9, 1])
+def test_gates_take_a_share_of_the_optimizers_step(pace, warmup):
+    net, gate, lif = one_gate()
+    schedule = spq.GateSchedule(net, 0.25, steps=99, warmup=warmup, pace=pace, rate=0.3)
+    run(gate, lif)  # all open
+    step(schedule, gate, torch.arange(8.0))
+    lacking = 0.25 if warmup == 1 else 0.0
+    for _ in range(2):
+        bias, weight = gate.bias.detach().clone(), gate.weight.detach().clone()
+        with torch.no_grad():
+            gate.bias.add_(1.0)
+            gate.weight.add_(2.0)
+        step(schedule, gate, torch.arange(8.0))
+        torch.testing.assert_close(gate.bias.detach(), bias + pace - 0.3 * lacking)
+        torch.testing.assert_close(gate.weight.detach(), weight + 2 * pace)
+
+
 def test_the_warmup_is_a_twentieth():
     net, *_ = one_gate()
     assert spq.GateSchedule(net, 0.5, steps=400).warmup == 20
@@ -130,6 +148,8 @@ def test_a_resumed_schedule_goes_on_the_same_way(stop):
         for number in numbers:
             torch.manual_seed(number)
             run(gate, lif)
+            with torch.no_grad():
+                gate.bias.add_(0.1 * torch.randn(8))  # what an optimizer does
             step(schedule, gate, torch.randn(8))
 
     net, gate, lif = one_gate()
@@ -140,10 +160,12 @@ def test_a_resumed_schedule_goes_on_the_same_way(stop):
     other.load_state_dict(start)
     first = spq.GateSchedule(other, 0.4, steps=99, warmup=4)
     go(first, twin, source, range(stop))
-    second = spq.GateSchedule(other, 0.4, steps=99, warmup=4)
+    fresh, last, its_source = one_gate()
+    second = spq.GateSchedule(fresh, 0.4, steps=99, warmup=4)
+    fresh.load_state_dict(other.state_dict())
     second.load_state_dict(first.state_dict())
-    go(second, twin, source, range(stop, 9))
-    assert torch.equal(twin.bias, gate.bias)
+    go(second, last, its_source, range(stop, 9))
+    assert torch.equal(last.bias, gate.bias)
     assert second.closed == whole.closed
     assert second.taken == whole.taken
 
@@ -163,6 +185,8 @@ def test_a_resumed_schedule_goes_on_the_same_way(stop):
         ({"warmup": 0}, r"GateSchedule\(warmup=0\)"),
         ({"spread": 0.0}, r"GateSchedule\(spread=0.0\): must be a number above 0"),
         ({"rate": -1.0}, r"GateSchedule\(rate=-1.0\): must be a number above 0"),
+        ({"pace": 0.0}, r"GateSchedule\(pace=0.0\): must be a number above 0"),
+        ({"pace": 1.5}, r"GateSchedule\(pace=1.5\): must be a number above 0 and at most 1"),
     ],
 )
 def test_bad_arguments_name_value_and_rule(options, message):

@@ -22,12 +22,12 @@ def example(monkeypatch):
     yield import_module
     for name in (
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
-        *("gates", "gate_figure"),
+        *("gates", "gate_figure", "gate_training"),
     ):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "training_choices"])
+@pytest.mark.parametrize("name", ["accuracy", "training_choices", "gates", "gate_training"])
 def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, example):
     script = example(name)
     measured = script.read(RESULTS / f"{name}.jsonl")
@@ -45,6 +45,20 @@ def test_every_row_has_five_seeds_and_equal_epochs():
         if task in tasks:
             assert sorted(run["seed"] for run in runs) == [0, 1, 2, 3, 4]
         assert len({run["epochs"] for run in runs}) == 1
+
+
+def test_gates_were_measured_with_five_seeds_and_their_training_with_three_others():
+    measured = [json.loads(line) for line in (RESULTS / "gates.jsonl").read_text().splitlines()]
+    for task in ("digits", "motion"):
+        runs = [run for run in measured if run["task"] == task]
+        assert sorted(run["seed"] for run in runs) == [0, 1, 2, 3, 4]
+        assert len({run["epochs"] for run in runs}) == 1
+        assert len({tuple(run["rows"]) for run in runs}) == 1
+    lines = (RESULTS / "gate_training.jsonl").read_text().splitlines()
+    seeds: dict[str, list[int]] = {}
+    for run in map(json.loads, lines):
+        seeds.setdefault(run["choice"], []).append(run["seed"])
+    assert all(sorted(found) == [5, 6, 7] for found in seeds.values())
 
 
 def test_the_table_of_means_and_deviations_against_numbers_worked_out_by_hand(example):
@@ -94,8 +108,8 @@ def test_the_table_of_gates_against_numbers_worked_out_by_hand(example):
 
 def test_the_gates_example_runs_and_draws(example, monkeypatch, tmp_path):
     script = example("gates")
-    monkeypatch.setattr(script, "WIDTH", 0.25)
-    monkeypatch.setattr(script, "THIN", {"motion": dict.fromkeys(script.CLOSED, 0.8)})
+    monkeypatch.setattr(script, "WIDTH", {"motion": 0.25})
+    monkeypatch.setattr(script, "THIN", {"motion": dict.fromkeys(script.CLOSED, 0.2)})
     motion = partial(spq.data.Motion, level="easy", count=128, steps=2, cache=False)
     monkeypatch.setattr(script, "data", lambda task, seed: (motion("train"), motion("test")))
     rows = script.Rows("motion", 0, 5)
@@ -112,3 +126,40 @@ def test_the_gates_example_runs_and_draws(example, monkeypatch, tmp_path):
     frames, _ = next(iter(spq.data.loader(rows.test, batch_size=8)))
     example("gate_figure").gate_maps(net, frames).savefig(tmp_path / "gates.png")
     assert (tmp_path / "gates.png").stat().st_size > 1000
+
+
+def test_every_kind_of_gate_training_runs(example, monkeypatch):
+    gates, script = example("gates"), example("gate_training")
+    motion = partial(spq.data.Motion, level="easy", count=64, steps=2, cache=False)
+    monkeypatch.setattr(gates, "data", lambda task, seed: (motion("train"), motion("test")))
+    rows = gates.Rows("motion", 0, 4)
+    full = rows.first_stage(0.25)
+    found = [
+        {
+            "choice": name,
+            "seed": 0,
+            **script.measure(script.train(rows, full, name, **change), rows.test),
+        }
+        for name, change in script.CHOICES.items()
+    ]
+    changing = {run["choice"]: run["changing"] for run in found}
+    assert changing["no channels closed"] is None
+    assert changing["fixed mask: at random"] == 0
+    assert changing["fixed mask: the most important"] == 0
+    assert changing[script.RECIPE] > 0
+    assert len(script.table(found).splitlines()) == 1 + len(script.CHOICES)
+
+
+def test_the_table_of_gate_training_against_numbers_worked_out_by_hand(example):
+    script = example("gate_training")
+    runs = [
+        {"choice": name, "seed": seed, "accuracy": accuracy, "closed": closed, "changing": closed}
+        for name, closed, both in (
+            (script.RECIPE, 0.5, (0.9, 0.94)),
+            ("no channels closed", None, (1.0, 1.0)),
+        )
+        for seed, accuracy in enumerate(both)
+    ]
+    lines = script.table(runs).splitlines()
+    assert lines[1].split()[-6:] == ["±", "2.83", "+0.00", "50.0%", "50.0%", "2"]
+    assert lines[2].split()[-5:] == ["100.00", "±", "0.00", "+8.00", "2"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,10 @@ class GateSchedule:
     follow the input, while every gate's bias is moved by ``rate`` times what its closed fraction
     lacks. A smaller ``spread`` leaves more of the decision to the input.
 
+    Gates take only the share ``pace`` of every step of the optimizer: a decision that changes
+    faster than the weights around it can follow is noise to them. So load a network's state before
+    its schedule is made, which remembers the gates from step to step.
+
     At the last step a :class:`~spquant_plugin.errors.GateWarning` names the gates that are more
     than 0.05 from the target, with what they reached.
 
@@ -58,8 +62,9 @@ class GateSchedule:
         *,
         steps: int,
         warmup: int | None = None,
-        spread: float = 0.05,
+        spread: float = 1.0,
         rate: float = 0.2,
+        pace: float = 0.3,
     ) -> None:
         self.gates = dict(channel_gates(model))
         if not self.gates:
@@ -83,9 +88,25 @@ class GateSchedule:
                 "the warmup, in which channels are closed. Lower warmup."
             )
         self.spread, self.rate = _positive("spread", spread), _positive("rate", rate)
+        self.pace = _positive("pace", pace)
+        if self.pace > 1:
+            raise GateError(
+                f"GateSchedule(pace={pace!r}): must be a number above 0 and at most 1, where gates "
+                "follow the optimizer fully. Lower it."
+            )
         self.taken = 0
         self._importance: dict[str, Tensor] = {}
         self._closed: dict[str, Tensor] = {}
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep what the gates are before the optimizer's next step."""
+        self._left = {name: value.detach().clone() for name, value in self._parameters()}
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for path, gate in self.gates.items():
+            for name, value in gate.named_parameters():
+                yield f"{path}.{name}", value
 
     @property
     def closed(self) -> dict[str, float]:
@@ -98,6 +119,8 @@ class GateSchedule:
         self.taken += 1
         if self.taken == self.warmup + 1:
             self._check_weighed()
+        for name, value in self._parameters():
+            value.lerp_(self._left[name].to(value.device), 1 - self.pace)
         for path, gate in self.gates.items():
             if self.taken <= self.warmup:
                 self._weigh(path, gate)
@@ -105,6 +128,7 @@ class GateSchedule:
                 self._steer(path, gate)
             if self.taken == self.warmup:
                 self._close(path, gate)
+        self._remember()
         if self.taken == self.steps:
             self._check_reached()
 
@@ -176,7 +200,10 @@ class GateSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of a schedule with the same arguments."""
+        """Go on from :meth:`state_dict` of a schedule with the same arguments.
+
+        The network's own state is loaded before.
+        """
         parts = {"importance": self._importance, "closed": self._closed}
         missing = [name for name in ("taken", *parts) if name not in state]
         if missing:
@@ -198,6 +225,7 @@ class GateSchedule:
             part.clear()
             for path, value in state[name].items():
                 part[path] = value.to(self.gates[path].bias.device, copy=True)
+        self._remember()
 
 
 def _over_processes(value: Tensor) -> Tensor:
