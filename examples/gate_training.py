@@ -32,10 +32,8 @@ FIXED = {"rate": 1e-9, "pace": 1e-9}
 CHOICES: dict[str, dict[str, Any]] = {
     RECIPE: {},
     "gates keep the optimizer's pace": {"pace": 1.0},
-    "gates take a tenth of the pace": {"pace": 0.1},
     "gates take a hundredth of the pace": {"pace": 0.01},
     "biases closer together (spread 0.05)": {"spread": 0.05},
-    "biases further apart (spread 3)": {"spread": 3.0},
     "closed after half of the training": {"warmup": 0.5},
     "distilled from full precision": {"distil": True},
     "pixels ranked by the prior membrane": {"spatial_gate": spq.SpatialGate(score="prior")},

@@ -292,6 +292,8 @@ def test_learned_gates_reach_their_target_and_depend_on_the_input(make, target):
     with torch.no_grad():
         forward(x)
     assert all(abs(closed - target) <= 0.05 for closed in spq.gate_stats(net).values())
+    with torch.no_grad():
+        forward((torch.rand(4, 64, 2, 16, 16) < torch.rand(64, 1, 1, 1)).float())
     masks = [net.get_submodule(path).open_mask.flatten(0, -2) for path in gates.gates]
     changing = torch.cat([mask.amin(0) != mask.amax(0) for mask in masks])
     assert bool(changing.any())

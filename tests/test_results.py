@@ -128,6 +128,8 @@ def test_the_gates_example_runs_and_draws(example, monkeypatch, tmp_path):
     assert (tmp_path / "gates.png").stat().st_size > 1000
 
 
+# Eight steps are too few to hold a share.
+@pytest.mark.filterwarnings("ignore::spquant_plugin.errors.GateWarning")
 def test_every_kind_of_gate_training_runs(example, monkeypatch):
     gates, script = example("gates"), example("gate_training")
     motion = partial(spq.data.Motion, level="easy", count=64, steps=2, cache=False)
