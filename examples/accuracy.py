@@ -15,15 +15,13 @@ Results are appended to ``--results`` as they come, and what is there is not run
 
 from __future__ import annotations
 
-import argparse
 import copy
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from measurements import append, percent, read, stored
+from measurements import append, arguments, percent, read, stored
 from torch import nn
 
 import spquant_plugin as spq
@@ -116,13 +114,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__.splitlines()[0], "accuracy.jsonl", [0, 1, 2, 3, 4])
     parser.add_argument("--host", choices=["spikingjelly", "snntorch", "both"], default="both")
     parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, help="of each stage (default: 6, on motion 3)")
-    parser.add_argument("--results", type=Path, default=Path("accuracy.jsonl"))
-    parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
     options = parser.parse_args()
     if options.show:
         print(table(stored(options.show)))

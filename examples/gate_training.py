@@ -9,16 +9,14 @@ starts from the same full-precision network of its seed and is trained for as ma
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gates
 import quickstart
 import torch
-from measurements import append, percent, read, stored
+from measurements import append, arguments, not_measured, percent, read, stored
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
@@ -158,17 +156,12 @@ def measure(net: nn.Module, test: spq.data.FrameDataset) -> dict[str, float | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7])
-    parser.add_argument("--results", type=Path, default=Path("gate_training.jsonl"))
-    parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
-    options = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0], "gate_training.jsonl", [5, 6, 7]).parse_args()
     if options.show:
         print(table(stored(options.show)))
         return
     for seed in options.seeds:
-        done = {r["choice"] for r in read(options.results) if r["seed"] == seed}
-        left = {name: change for name, change in CHOICES.items() if name not in done}
+        left = not_measured(options.results, seed, CHOICES)
         if not left:
             continue
         rows = gates.Rows("motion", seed, EPOCHS)

@@ -13,7 +13,6 @@ Results are appended to ``--results`` as they come, and what is there is not run
 
 from __future__ import annotations
 
-import argparse
 import copy
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import quickstart
 import torch
 from gate_figure import gate_maps
-from measurements import append, percent, read, stored
+from measurements import append, arguments, percent, read, stored
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
@@ -176,12 +175,9 @@ def share(runs: list[dict[str, Any]], name: str, part: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__.splitlines()[0], "gates.jsonl", [0, 1, 2, 3, 4])
     parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, help="of each stage (default: 1, on motion 3)")
-    parser.add_argument("--results", type=Path, default=Path("gates.jsonl"))
-    parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
     parser.add_argument("--figure", type=Path, help="draw the last gated network's decisions")
     options = parser.parse_args()
     if options.show:

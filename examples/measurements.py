@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+
+def arguments(description: str, results: str, seeds: list[int]) -> argparse.ArgumentParser:
+    """What every script that measures takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--results", type=Path, default=Path(results))
+    parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
+    return parser
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -18,6 +28,12 @@ def stored(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         raise SystemExit(f"--show {file}: there is no such file. Give one that --results wrote.")
     return read(file)
+
+
+def not_measured(file: Path, seed: int, choices: dict[str, Any]) -> dict[str, Any]:
+    """The choices that a file has no measurement of with this seed."""
+    done = {found["choice"] for found in read(file) if found["seed"] == seed}
+    return {name: change for name, change in choices.items() if name not in done}
 
 
 def append(file: Path, measurement: dict[str, Any]) -> None:

@@ -9,14 +9,12 @@ trained for as many epochs as the recipe, unless its name says otherwise.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import quickstart
 import torch
-from measurements import append, percent, read, stored
+from measurements import append, arguments, not_measured, percent, read, stored
 from torch import Tensor, nn
 
 import spquant_plugin as spq
@@ -91,19 +89,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=Path("training_choices.jsonl"))
-    parser.add_argument("--show", type=Path, help="print the table of stored results, no training")
-    options = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0], "training_choices.jsonl", [0, 1, 2]).parse_args()
     if options.show:
         print(table(stored(options.show)))
         return
     for seed in options.seeds:
         training = spq.data.DigitEvents("train", seed=seed)
         test = spq.data.DigitEvents("test", seed=seed)
-        done = {r["choice"] for r in read(options.results) if r["seed"] == seed}
-        left = {name: change for name, change in CHOICES.items() if name not in done}
+        left = not_measured(options.results, seed, CHOICES)
         net = full_precision(training, seed) if left else None
         for name, change in left.items():
             row = run(net, training, seed, name, **change)

@@ -120,7 +120,7 @@ class GateSchedule:
         if self.taken == self.warmup + 1:
             self._check_weighed()
         for name, value in self._parameters():
-            value.lerp_(self._left[name].to(value.device), 1 - self.pace)
+            value.lerp_(self._left[name].to(value), 1 - self.pace)
         for path, gate in self.gates.items():
             if self.taken <= self.warmup:
                 self._weigh(path, gate)
