@@ -7,7 +7,7 @@ learnable thresholds. Importing this package loads torch and neither host.
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
-from . import errors, functional, presets
+from . import errors, functional, kernels, presets
 from .analysis import Report, analyze, compare
 from .config import (
     AdditivePowerOfTwoWeights,
@@ -76,6 +76,7 @@ __all__ = [
     "functional",
     "gate_loss",
     "gate_stats",
+    "kernels",
     "load_float_state_dict",
     "plan",
     "presets",

@@ -49,6 +49,10 @@ class DataError(SpQuantError, ValueError):
     """A data set is asked for that cannot be made, or a recording cannot be used."""
 
 
+class KernelError(SpQuantError, ValueError):
+    """A recurrence is asked for with tensors or settings that it cannot run."""
+
+
 class PackingError(SpQuantError, ValueError):
     """Numbers do not fit the bytes they should go into or came from."""
 
@@ -67,6 +71,10 @@ class SelfFiringWarning(SpQuantWarning):
 
 class GateWarning(SpQuantWarning):
     """The gates of a network did not reach their target."""
+
+
+class KernelWarning(SpQuantWarning):
+    """A fast path is not available here, and a slower one with the same results is taken."""
 
 
 class DataWarning(SpQuantWarning):

@@ -17,6 +17,7 @@ LAYERS = [
     {"records"},
     {"config"},
     {"presets", "functional"},
+    {"kernels"},
     {"modules"},
     {"spikingjelly", "snntorch"},
     {"convert"},

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from ..config import ChannelGate, SpQuantConfig, UniformInput, _Weights
 from ..errors import UnsupportedModuleError
 from ..modules.host import Host
-from ..modules.neuron import SelfFiring
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.self_firing import SelfFiring
 from ..table import no_such_row, render
 from .pairing import Pair
 

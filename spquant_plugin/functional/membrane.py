@@ -21,6 +21,15 @@ from torch import Tensor
 from .surrogate import stacked_slope
 
 
+def state_dtype(x: Tensor) -> torch.dtype:
+    """Precision of a state: at least float32, whatever the input's.
+
+    >>> state_dtype(torch.zeros(1, dtype=torch.float16))
+    torch.float32
+    """
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def nearest_level(z: Tensor, lowest: int, highest: int) -> Tensor:
     """Round to the nearest of the whole numbers ``lowest`` to ``highest``; a tie goes down.
 

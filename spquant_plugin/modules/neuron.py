@@ -8,7 +8,6 @@ where it rests.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +17,12 @@ from .. import config as cfg
 from ..config import LearnableThreshold, _Membrane, check_kind
 from ..errors import ConversionError
 from ..functional import membrane as fm
+from ..functional.membrane import state_dtype
 from ..functional.threshold import bounded_threshold, threshold_distance
+from ..kernels import Rule, Sequence, membrane_sequence
 from .device import device_of
+from .self_firing import SelfFiring
 from .spatial_gate import SpatialGate, _SpatialGate
-
-
-@dataclass(frozen=True)
-class SelfFiring:
-    """A silent neuron that would fire without input, and the unit below which it would not."""
-
-    decay: float
-    unit: float
-    threshold: float
-    level: int
-    largest_safe_unit: float
-
-    def __str__(self) -> str:
-        if not self.largest_safe_unit:
-            return (
-                f"fires without input: its threshold is {self.threshold:.4g} above rest, so at "
-                "rest it is reached, whatever the unit. Raise the threshold."
-            )
-        return (
-            f"fires without input: a silent neuron may store level {self.level}, and "
-            f"{self.decay:.4g} * {self.level} * unit {self.unit:.4g} reaches the threshold "
-            f"{self.threshold:.4g} above rest. Use a unit below {self.largest_safe_unit:.4g}."
-        )
 
 
 class QuantizedNeuron(nn.Module):
@@ -262,6 +241,44 @@ class QuantizedNeuron(nn.Module):
             return offset
         return (offset / self.membrane_unit.to(membrane.dtype)).round()  # type: ignore[union-attr]
 
+    # All steps at once.
+
+    def recurrence(
+        self, slope: tuple[str, float], reset: str, *, detach_reset: bool = False
+    ) -> Rule:
+        """What the fused recurrence fixes for this neuron."""
+        rule, threshold = self.membrane, getattr(self, self.threshold_name)
+        learns = isinstance(threshold, Tensor) and threshold.requires_grad
+        gradient = "host" if learns else "none"
+        if self.learnable_threshold is not None:
+            gradient = self.learnable_threshold.gradient
+        name, sharpness = slope
+        fixed = Rule(
+            reset=reset,
+            detach_reset=detach_reset,
+            strict=not self.fires_on_threshold,
+            rest=float(self.rest),
+            slope=name,
+            sharpness=sharpness,
+            threshold_gradient=gradient,
+        )
+        if rule is None:
+            return fixed
+        return fixed._replace(
+            lowest=rule.lowest,
+            highest=rule.highest,
+            cut_points=rule.cut_points or (),
+            shape=rule.shape,
+            temperature=rule.temperature,
+        )
+
+    def run_fused(self, x_seq: Tensor, rule: Rule, **options: Any) -> Sequence:
+        """All steps ``[T, N, ...]`` as one operation."""
+        threshold = self.threshold_value(x_seq[0].to(state_dtype(x_seq)))
+        return membrane_sequence(
+            x_seq, rule, threshold=threshold, unit=self.membrane_unit, **options
+        )
+
     # Gates.
 
     def kept_pixels(
@@ -333,11 +350,6 @@ class QuantizedNeuron(nn.Module):
         if self.learnable_threshold is not None:
             parts.append(f"learnable_threshold={self.learnable_threshold}")
         return ", ".join(parts)
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """Precision of a state: at least float32, whatever the input's."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _over_space(levels: Tensor) -> Tensor:

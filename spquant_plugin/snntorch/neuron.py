@@ -29,7 +29,8 @@ from torch import Tensor
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConversionError
 from ..functional import membrane as fm
-from ..modules.neuron import QuantizedNeuron, state_dtype
+from ..functional.membrane import state_dtype
+from ..modules.neuron import QuantizedNeuron
 from ..modules.spatial_gate import _SpatialGate
 
 __all__ = [

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConfigError
 from ..functional import membrane as fm
-from ..modules.neuron import QuantizedNeuron, state_dtype
+from ..functional.membrane import state_dtype
+from ..kernels import Sequence
+from ..modules.neuron import QuantizedNeuron
 from ..modules.spatial_gate import _SpatialGate
+from .surrogate import fused_slope
 
 __all__ = [
     "TernaryMembraneIFNode",
@@ -123,29 +126,70 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     def multi_step_functional_forward(
         self, inputs: Tensors, states: States, **kwargs: object
     ) -> tuple[Tensors, States]:
-        record: list[Tensor] | None = [] if self.watched else None
-        spikes, membrane = self._sequence(inputs[0], states, record)
-        if record is not None:
-            self._tell(record, sequence=True, began=True)
+        spikes, membrane, _ = self._sequence(inputs[0], states)
         return (spikes,), self._after(membrane)
 
-    def _sequence(
-        self, x_seq: Tensor, states: States, record: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Spikes of all steps and the last membrane; ``record`` gets what each step left."""
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.store_v_seq:
+            return super().multi_step_forward(x_seq, *args, **kwargs)
+        # The host would record step by step.
+        states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
+        spikes, membrane, self.v_seq = self._sequence(x_seq, states)
+        self._memories.update(zip(self._memories, self._after(membrane), strict=True))
+        return spikes
+
+    def _sequence(self, x_seq: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Spikes of all steps, the last membrane, and where something reads them all of them."""
+        stored: Tensor | None
+        reads = bool(self.watched or self.store_v_seq)
+        slope = fused_slope(self.surrogate_function)
+        if slope is None:
+            spikes, membrane, stored = self._step_by_step(x_seq, states)
+        elif self.spatial_gate is not None:
+            spikes, membrane, stored = self._masked(x_seq, states, slope)
+        else:
+            spikes, membrane, _, stored = self._fused(x_seq, states[0], slope, membranes=reads)
+        if self.watched:
+            self._tell(list(stored.unbind(0)), sequence=True, began=True)  # type: ignore[union-attr]
+        return spikes, membrane, stored if reads else None
+
+    def _fused(
+        self, x_seq: Tensor, membrane: object, slope: tuple[str, float], **options: bool
+    ) -> Sequence:
+        reset = "soft" if self.v_reset is None else "hard"
+        rule = self.recurrence(slope, reset, detach_reset=bool(self.detach_reset))
+        decay, gain = self.dynamics(torch.empty(0, dtype=state_dtype(x_seq), device=x_seq.device))
+        return self.run_fused(x_seq, rule, decay=decay, gain=gain, state=membrane, **options)
+
+    def _masked(
+        self, x_seq: Tensor, states: States, slope: tuple[str, float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One fused step after the other: which pixels take part depends on the step before."""
+        membrane: Any = states[0]
+        first = self._is_first(states)
+        train, stored = [], []
+        for t in range(x_seq.shape[0]):
+            step = self._fused(x_seq[t : t + 1], membrane, slope, potentials=True)
+            kept: Any = self.kept_pixels(step.potentials[0], membrane, first)  # type: ignore[index]
+            membrane, first = step.membrane.where(kept, self.rest), False
+            train.append(step.spikes[0].where(kept, 0.0))
+            stored.append(membrane)
+        return torch.stack(train), membrane, torch.stack(stored)
+
+    def _step_by_step(self, x_seq: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor]:
+        """The way of a surrogate that the fused recurrence does not know."""
         membrane: Any = states[0]
         first = self._is_first(states)
         currents = x_seq.to(state_dtype(x_seq))
         # Threshold and decay are the same at every step: one node each in the graph.
         threshold, dynamics = self.threshold_value(currents[0]), self.dynamics(currents)
-        train = []
+        train, stored = [], []
         for current in currents.unbind(0):
             spikes, membrane = self._advance(current, membrane, threshold, dynamics, first)
             first = False
             train.append(spikes)
-            if record is not None:
-                record.append(membrane)
-        return torch.stack(train).to(x_seq.dtype), membrane
+            stored.append(membrane)
+        return torch.stack(train).to(x_seq.dtype), membrane, torch.stack(stored)
 
     def reset(self) -> None:
         super().reset()
@@ -158,18 +202,6 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
 
     def _after(self, membrane: Tensor) -> States:
         return (membrane, True) if "begun" in self._memories else (membrane,)
-
-    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (self.watched and self.store_v_seq):
-            return super().multi_step_forward(x_seq, *args, **kwargs)
-        # The host would record step by step, and so tell a channel gate the last step alone.
-        states = self.materialize_states((x_seq,), tuple(self._memories.values()), "m")
-        record: list[Tensor] = []
-        spikes, membrane = self._sequence(x_seq, states, record)
-        self._memories.update(zip(self._memories, self._after(membrane), strict=True))
-        self.v_seq = torch.stack(record)
-        self._tell(record, sequence=True, began=True)
-        return spikes
 
     def materialize_states(self, inputs: Tensors, states: States, step_mode: str) -> States:
         x = inputs[0][0] if step_mode == "m" else inputs[0]

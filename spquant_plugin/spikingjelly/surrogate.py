@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from spikingjelly.activation_based import surrogate as host
 from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 from torch import Tensor
 
@@ -136,3 +137,16 @@ class StackedPiecewise(_Stacked):
     """Quantiser to the levels ``lowest`` to ``highest``, rectangular bumps."""
 
     shape = "piecewise"
+
+
+def fused_slope(function: object) -> tuple[str, float] | None:
+    """How the fused recurrence calls this surrogate, or None where it does not know it."""
+    kind = type(function)
+    if not getattr(function, "spiking", False):
+        return None
+    if kind is Triangle or kind is GradientPenaltyWindow:
+        return ("triangle" if kind is Triangle else "window"), function.width  # type: ignore[attr-defined]
+    if kind is host.PiecewiseQuadratic:
+        return "triangle", 1 / function.alpha  # type: ignore[attr-defined]
+    name = {host.Sigmoid: "sigmoid", host.ATan: "arctan"}.get(kind)
+    return None if name is None else (name, float(function.alpha))  # type: ignore[attr-defined]

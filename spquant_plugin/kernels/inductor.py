@@ -1,0 +1,58 @@
+"""The recurrence compiled by torch for a GPU: one kernel for all steps, states in registers.
+
+Unrolled over the steps, so it is compiled once for each number of them; the number of neurons is a
+variable. Rounding is torch's own: nothing is contracted, and divisions are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .inputs import Gradients, Inputs, Needs, Outputs, Wanted
+from .rule import Rule
+
+OPTIONS: Any = {
+    "emulate_precision_casts": True,  # also switches the contraction of Triton off
+    "eager_numerics.division_rounding": True,
+    "cpp.enable_floating_point_contract_flag": "off",
+}
+
+
+def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor | None]:
+    """As :func:`eager.forward`, in one kernel."""
+    compiled = _compiled(eager.forward, rule, inputs.x.shape[0])
+    return compiled(_marked(inputs), rule, wanted)
+
+
+def backward(
+    inputs: Inputs, code: Tensor | None, rule: Rule, arriving: Outputs, needs: Needs
+) -> Gradients:
+    """As :func:`eager.backward`, in one kernel."""
+    compiled = _compiled(eager.backward, rule, inputs.x.shape[0])
+    return compiled(_marked(inputs), _variable(code), rule, _marked(arriving), needs)
+
+
+@cache
+def _compiled(function: Callable[..., Any], rule: Rule, steps: int) -> Callable[..., Any]:
+    # A copy of the code for each: torch limits how often one piece of code is compiled.
+    code = function.__code__.replace(co_name=f"{function.__name__}_{steps}_steps")
+    own = FunctionType(code, function.__globals__, code.co_name)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+def _marked(tensors: Any) -> Any:
+    return type(tensors)(*(_variable(tensor) for tensor in tensors))
+
+
+def _variable(tensor: Tensor | None) -> Tensor | None:
+    """Let the number of neurons vary without compiling anew."""
+    if tensor is not None and tensor.ndim and tensor.shape[-1] > 1:
+        torch._dynamo.maybe_mark_dynamic(tensor, tensor.ndim - 1)
+    return tensor
