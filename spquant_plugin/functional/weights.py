@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..errors import ConversionError
 
+Errors = Callable[[Tensor, Tensor], Tensor]
 SAWB_COEFFICIENTS = {4: (0.077, 1.013)}
 UNIFORM_RATIOS = 16
+ALPHA_FACTORS = (1.0, 0.5, 2.0)
 
 
 def per_channel(values: Tensor, rows: Tensor) -> Tensor:
@@ -213,14 +215,23 @@ def refine_alpha(
     empty = _largest(magnitude, channels) == 0
     # In units of alpha, which is exact, no square can underflow.
     magnitude = magnitude / per_channel(alpha.to(magnitude.dtype), magnitude)
-    best = torch.ones_like(alpha, dtype=magnitude.dtype)
-    best_error = dyadic_error(magnitude, best, levels, channels)
-    for factor in (0.5, 2.0):
-        candidate = torch.full_like(best, factor)
-        error = dyadic_error(magnitude, candidate, levels, channels)
-        better = error <= best_error if factor < 1 else error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, candidate, best)
+    errors = [
+        dyadic_error(
+            magnitude, torch.full_like(alpha, factor, dtype=magnitude.dtype), levels, channels
+        )
+        for factor in ALPHA_FACTORS
+    ]
+    return better_alpha(alpha, torch.stack(errors, 1), empty)
+
+
+def better_alpha(alpha: Tensor, errors: Tensor, empty: Tensor) -> Tensor:
+    """The multiple of ``alpha`` with the least of the errors ``[..., 3]`` of ``ALPHA_FACTORS``.
+
+    Equal errors go to the smaller alpha. A channel of zeros keeps its alpha.
+    """
+    stays, halves, doubles = errors.unbind(1)
+    best = torch.where(halves <= stays, 0.5, 1.0)
+    best = torch.where(doubles < torch.minimum(halves, stays), 2.0, best)
     return alpha * best.masked_fill(empty, 1).to(alpha.dtype)
 
 
@@ -238,19 +249,30 @@ def max_scale(rows: Tensor, bits: int) -> Tensor:
     return _largest(rows) / (2 ** (bits - 1) - 1)
 
 
-def least_squares_scale(rows: Tensor, bits: int) -> Tensor:
-    """Best of 16 ratios of the largest magnitude, by squared error per channel."""
+def least_squares_scale(rows: Tensor, bits: int, errors: Errors | None = None) -> Tensor:
+    """Best of 16 ratios of the largest magnitude, by squared error per channel.
+
+    ``errors`` of (rows, scales ``[channels, 16]``) may come from elsewhere.
+    """
     reach = max_scale(rows, bits)
     safe = reach.masked_fill(reach == 0, 1)
+    ratios = [step / UNIFORM_RATIOS for step in range(UNIFORM_RATIOS, 0, -1)]
+    scales = torch.stack([safe * ratio for ratio in ratios], 1)
+    if errors is None:
+        found = torch.stack([_uniform_error(rows, scale, bits) for scale in scales.unbind(1)], 1)
+    else:
+        found = errors(rows, scales)
     best, best_error = safe, torch.full_like(reach, math.inf, dtype=torch.float64)
-    for step in range(UNIFORM_RATIOS, 0, -1):
-        scale = safe * (step / UNIFORM_RATIOS)
-        wide = per_channel(scale, rows)
-        error = _channel_sum((rows - uniform_levels(rows, wide, bits) * wide).square(), True)
+    for scale, error in zip(scales.unbind(1), found.unbind(1), strict=True):
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, scale, best)
     return best.masked_fill(reach == 0, 0)
+
+
+def _uniform_error(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    wide = per_channel(scale, rows)
+    return _channel_sum((rows - uniform_levels(rows, wide, bits) * wide).square(), True)
 
 
 def sawb_scale(rows: Tensor, bits: int = 4) -> Tensor:
@@ -265,12 +287,13 @@ def sawb_scale(rows: Tensor, bits: int = 4) -> Tensor:
 
 UNIFORM_SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "max": max_scale,
-    "least_squares": least_squares_scale,
     "sawb": sawb_scale,
 }
 
 
-def uniform_scale(rows: Tensor, bits: int, rule: str = "auto") -> Tensor:
+def uniform_scale(
+    rows: Tensor, bits: int, rule: str = "auto", errors: Errors | None = None
+) -> Tensor:
     """Scale of each output channel, ``[channels, 1, ...]``; a channel of zeros has scale 1.
 
     ``auto`` is the largest magnitude from 6 bits on and the least squared error below.
@@ -282,7 +305,10 @@ def uniform_scale(rows: Tensor, bits: int, rule: str = "auto") -> Tensor:
         rule = "max" if bits >= 6 else "least_squares"
     rows = rows.detach()
     rows = rows if rows.dtype == torch.float64 else rows.float()
-    scale = UNIFORM_SCALES[rule](rows, bits)
+    if rule == "least_squares":
+        scale = least_squares_scale(rows, bits, errors)
+    else:
+        scale = UNIFORM_SCALES[rule](rows, bits)
     return per_channel(scale.masked_fill(scale == 0, 1), rows)
 
 

@@ -1,7 +1,8 @@
-"""Builds ``membrane.cpp`` for a rule and this processor.
+"""Builds the C++ files beside this one for the processor at hand.
 
-Built once for each rule and precision, in a second or two, and kept on disk. All sizes, the number
-of time steps included, are arguments of a call, so that nothing is ever compiled anew for a shape.
+Built once for each set of constants (a rule, a precision), in about a second, and kept on disk. All
+sizes, the number of time steps included, are arguments of a call, so that nothing is ever compiled
+anew for a shape.
 """
 
 from __future__ import annotations
@@ -16,12 +17,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
-
-from .rule import GRADIENTS, RESETS, SHAPES, SLOPES, Rule
-from .sharing import growth, window_fraction
-
-SOURCE = Path(__file__).with_name("membrane.cpp")
 BASE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno")
 # Best first: a compiler may lack OpenMP, or not know the machine it runs on.
 FLAG_SETS = (
@@ -65,66 +60,20 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
-def constants(rule: Rule, quantized: bool, dtype: torch.dtype) -> str:
-    """The rule as C++ constants."""
-    single = dtype == torch.float32
-    factors, near = growth(rule, 4 if single else 8)
-    fraction = window_fraction(rule.slope, rule.sharpness, 4 if single else 8)
-    up, down = fraction or ((1.0,), (1.0,))
-    length = max(len(up), len(down))
-    up, down = ((*side, *[0.0] * (length - len(side))) for side in (up, down))
-    cuts = rule.cuts
-    lines = [
-        f"using real = {'float' if single else 'double'};",
-        f"#define bits {'int32_t' if single else 'int64_t'}",
-        _enumerate("", RESETS),
-        _enumerate("SLOPE_", SLOPES),
-        _enumerate("GRADIENT_", GRADIENTS),
-        _enumerate("", SHAPES),
-        f"constexpr int RESET = {rule.reset.upper()}, SLOPE = SLOPE_{rule.slope.upper()};",
-        f"constexpr int GRADIENT = GRADIENT_{rule.threshold_gradient.upper()};",
-        f"constexpr int SHAPE = {rule.shape.upper()}, NEAR = {near};",
-        f"constexpr bool STRICT = {_bool(rule.strict)}, DETACH = {_bool(rule.detach_reset)};",
-        f"constexpr bool QUANTIZED = {_bool(quantized)};",
-        f"constexpr int LOWEST = {rule.lowest}, HIGHEST = {rule.highest};",
-        f"constexpr bool MIDDLE_CUTS = {_bool(not rule.cut_points)};",
-        f"constexpr double TEMPERATURE = {rule.temperature!r}, SHARPNESS = {rule.sharpness!r};",
-        _array("CUTS", cuts),
-        _array("GROWTH", factors),
-        f"constexpr int WINDOW_TERMS = {len(up) - 1 if fraction else 0};",
-        _array("WINDOW_UP", tuple(up)),
-        _array("WINDOW_DOWN", tuple(down)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _enumerate(prefix: str, names: tuple[str, ...]) -> str:
-    return f"enum {{ {', '.join(prefix + name.upper() for name in names)} }};"
-
-
-def _array(name: str, values: tuple[float, ...]) -> str:
-    return f"constexpr double {name}[] = {{{', '.join(repr(float(value)) for value in values)}}};"
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"
-
-
 @cache
-def library(rule: Rule, quantized: bool, dtype: torch.dtype) -> ctypes.CDLL:
-    """The kernel of a rule, from memory, from disk, or built now."""
+def library(name: str, header: str) -> ctypes.CDLL:
+    """The code of ``name.cpp`` behind these constants: from memory, from disk, or built now."""
     path, identity = compiler()
-    source = f"#include <stdint.h>\n{constants(rule, quantized, dtype)}{SOURCE.read_text()}"
+    text = Path(__file__).with_name(f"{name}.cpp").read_text()
+    source = f"#include <stdint.h>\n{header}{text}"
     key = hashlib.sha256(f"{identity}{FLAG_SETS}{source}".encode()).hexdigest()[:24]
-    file = cache_folder() / f"membrane-{key}.so"
+    file = cache_folder() / f"{name}-{key}.so"
     if not file.exists():
         _build(path, source, file)
     try:
-        loaded = ctypes.CDLL(str(file))
+        return ctypes.CDLL(str(file))
     except OSError as error:
         raise NoCompiler(f"{file} cannot be loaded ({error})") from error
-    loaded.forward.restype = loaded.backward.restype = None
-    return loaded
 
 
 def _build(path: str, source: str, target: Path) -> None:
@@ -132,7 +81,7 @@ def _build(path: str, source: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            code, built = Path(folder) / "membrane.cpp", Path(folder) / "membrane.so"
+            code, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
             code.write_text(source)
             for flags in FLAG_SETS:
                 told = _compile(path, flags, code, built)

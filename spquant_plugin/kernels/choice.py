@@ -91,7 +91,7 @@ def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor
         try:
             return module.forward(inputs, rule, wanted)
         except NoCompiler as error:
-            _give_up(str(error))
+            give_up(str(error))
     return eager.forward(inputs, rule, wanted)
 
 
@@ -104,19 +104,25 @@ def backward(
         try:
             return module.backward(inputs, code, rule, arriving, needs)
         except NoCompiler as error:
-            _give_up(str(error))
+            give_up(str(error))
     return eager.backward(inputs, code, rule, arriving, needs)
 
 
 def _module(x: Tensor, rule: Rule) -> ModuleType:
-    if provider() == "eager" or _State.broken or rule.smooth or not x.numel():
-        return eager
-    if x.device.type == "cpu":
+    if native_runs(x) and not rule.smooth:
         return native
-    return inductor if x.device.type == "cuda" else eager
+    compiles = provider() != "eager" and not rule.smooth and x.numel()
+    return inductor if x.device.type == "cuda" and compiles else eager
 
 
-def _give_up(reason: str) -> None:
+def native_runs(x: Tensor) -> bool:
+    """Whether code compiled for this processor computes with this tensor."""
+    wanted = provider() != "eager" and not _State.broken
+    return wanted and x.device.type == "cpu" and x.numel() > 0
+
+
+def give_up(reason: str) -> None:
+    """Warn once that nothing can be compiled on this machine, and do without from now on."""
     _State.broken = reason
     warnings.warn(
         f"the membrane recurrence cannot be compiled: {reason}. It runs step by step in torch, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..functional.membrane import state_dtype
 from .build import library
+from .constants import constants
 from .inputs import CELLS, CODES, Gradients, Inputs, Needs, Outputs, Wanted
 from .rule import Rule
 
@@ -62,7 +64,7 @@ def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor
     held.share(call.shared, inputs._replace(x=x), code, rule)
     for name, tensor in zip(Outputs._fields, (spikes, final, potentials, membranes), strict=True):
         held.put(call, name, tensor)
-    library(rule, inputs.unit is not None, x.dtype).forward(ctypes.byref(call))
+    _library(rule, inputs.unit is not None, x.dtype).forward(ctypes.byref(call))
     return Outputs(spikes.to(inputs.x.dtype), final, potentials, membranes), code
 
 
@@ -91,11 +93,22 @@ def backward(
             size, dtype = (x.shape[1], x.dtype) if each else (blocks, torch.float64)
             sums[name] = x.new_empty(size, dtype=dtype)
             held.put(call, f"{name}_{'each' if each else 'parts'}", sums[name])
-    library(rule, inputs.unit is not None, x.dtype).backward(ctypes.byref(call))
+    _library(rule, inputs.unit is not None, x.dtype).backward(ctypes.byref(call))
     for name, values in sums.items():
         if not getattr(inputs, name).ndim:
             sums[name] = values.sum().to(x.dtype)
     return Gradients(grad_x, state, mask=None if mask is None else mask.sum(-1), **sums)
+
+
+@cache
+def _library(rule: Rule, quantized: bool, dtype: torch.dtype) -> ctypes.CDLL:
+    built = library("membrane", constants(rule, quantized, dtype))
+    built.forward.argtypes, built.backward.argtypes = (
+        [ctypes.POINTER(_Forward)],
+        [ctypes.POINTER(_Backward)],
+    )
+    built.forward.restype = built.backward.restype = None
+    return built
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ def window_fraction(slope: str, sharpness: float, element_size: int) -> Fraction
     r"""The window's sigmoid where the triangle is not zero, for 4 or 8 bytes of precision.
 
     :math:`\sigma(d) = 1/2 + \tanh(d/2)/2`, and the fraction is that of
-    ``tanh``: a convergent of Lambert's continued fraction. None where the surrogate reaches too far.
+    ``tanh``: a convergent of Lambert's continued fraction. None where the surrogate reaches too
+    far.
 
     >>> window_fraction("triangle", 1.0, 4)
     Fraction(up=(945.0, 105.0, 1.0), down=(945.0, 420.0, 15.0))

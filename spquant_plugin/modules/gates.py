@@ -196,13 +196,18 @@ class ChannelGate(nn.Module):
     # What was closed.
 
     def _record(self, mask: Tensor) -> None:
-        """Average over a loop's steps, from one start to the next; a sequence stands alone."""
-        closed = 1 - mask.mean()
+        """Average over the steps from one start to the next, single ones or those of sequences."""
+        closed = (1 - mask.mean()) * self._steps()
         goes_on = self.neuron is not None and not self.neuron.began and self._closed is not None
         self._closed = self._closed + closed if goes_on else closed  # type: ignore[operator]
         # A tensor: a compiled step would be compiled anew for every number.
-        one = torch.ones_like(closed)
-        self._calls = self._calls + one if goes_on else one  # type: ignore[operator]
+        steps = torch.full_like(closed, self._steps())
+        self._calls = self._calls + steps if goes_on else steps  # type: ignore[operator]
+
+    def _steps(self) -> int:
+        """Time steps that a decision covers; where no source neuron tells, nothing goes on."""
+        sums = None if self.neuron is None else self.neuron.level_sums
+        return sums.shape[0] if sums is not None and sums.ndim == 3 else 1
 
     def closed_fraction(self) -> Tensor | None:
         """Share of channels that the last forward closed, differentiable; None before any.

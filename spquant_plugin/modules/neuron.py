@@ -252,14 +252,13 @@ class QuantizedNeuron(nn.Module):
         gradient = "host" if learns else "none"
         if self.learnable_threshold is not None:
             gradient = self.learnable_threshold.gradient
-        name, sharpness = slope
         fixed = Rule(
             reset=reset,
             detach_reset=detach_reset,
             strict=not self.fires_on_threshold,
             rest=float(self.rest),
-            slope=name,
-            sharpness=sharpness,
+            slope=slope[0],
+            sharpness=slope[1],
             threshold_gradient=gradient,
         )
         if rule is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import config as cfg
 from ..functional import weights as fw
+from ..kernels.weights import Grid, quantize_rows, scale_errors
 
 
 class WeightQuantizer(nn.Module):
@@ -68,7 +69,7 @@ class DyadicQuantizer(WeightQuantizer):
     @torch.no_grad()
     def initialize(self, rows: Tensor) -> None:
         self.alpha.copy_(fw.search_alpha(rows, self.levels, self.channels))
-        self.seen.copy_(_energy(rows))
+        self.seen.copy_(_at_least_single(rows).square().sum(dtype=torch.float64).float())
 
     def _apply(self, *args: Any, **options: Any) -> Any:
         super()._apply(*args, **options)
@@ -76,27 +77,30 @@ class DyadicQuantizer(WeightQuantizer):
         return self
 
     @torch.no_grad()
-    def _follow(self, rows: Tensor) -> None:
-        energy = _energy(rows)
-        readable = energy.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and bool(energy == self.seen):
-            return  # the comparison below would come to the same, after three errors for nothing
-        refined = fw.refine_alpha(rows, self.alpha, self.levels, self.channels)
+    def _follow(self, rows: Tensor, grid: Grid) -> None:
+        """Move alpha by a factor of two where that fits a changed weight better."""
+        alpha = self.alpha.to(rows.dtype)
+        tried = torch.stack([alpha * factor for factor in fw.ALPHA_FACTORS], 1)
+        found = scale_errors(rows if self.channels else rows.reshape(1, -1), tried, grid)
+        *errors, energies = found.unbind(1)
+        # Each error came in units of its own alpha, whose square is exact.
+        common = [error * factor**2 for error, factor in zip(errors, fw.ALPHA_FACTORS, strict=True)]
+        empty = (found == 0).all(1)
+        refined = fw.better_alpha(self.alpha, torch.stack(common, 1), empty)
+        energy = energies.sum().float()
         self.alpha.copy_(torch.where(energy == self.seen, self.alpha, refined))
         self.seen.copy_(energy)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        grid, wide = Grid.dyadic(self.levels), _at_least_single(rows)
         if self.training:
-            self._follow(rows)
-        detached = rows.detach()
-        alpha = fw.per_channel(self.alpha.to(rows.dtype), rows)
-        quantized = fw.dyadic_quantize(detached, alpha, self.levels)
-        inside = detached.abs() <= alpha * self.top
-        return fw.straight_through(rows, quantized, torch.ones_like(alpha), inside), None
+            self._follow(wide.detach(), grid)
+        alpha = self.alpha.to(rows.dtype)
+        return quantize_rows(rows, alpha, grid), None
 
 
-def _energy(rows: Tensor) -> Tensor:
-    return rows.detach().float().square().sum()
+def _at_least_single(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 class UniformQuantizer(WeightQuantizer):
@@ -105,13 +109,13 @@ class UniformQuantizer(WeightQuantizer):
     rule: cfg.UniformWeights
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        detached = rows.detach()
-        scale = fw.uniform_scale(detached, self.rule.bits, self.rule.scale)
-        levels = fw.uniform_levels(detached, scale, self.rule.bits)
-        top = 2 ** (self.rule.bits - 1) - 1
-        # Half a level of slack: the largest weight may round to just above the top level.
-        inside = detached.abs() <= scale * (top + 0.5)
-        return fw.straight_through(rows, levels.to(rows.dtype), scale, inside), scale
+        grid = Grid.whole(self.rule.bits)
+
+        def errors(detached: Tensor, scales: Tensor) -> Tensor:
+            return scale_errors(detached, scales, grid)[:, :-1]
+
+        scale = fw.uniform_scale(rows.detach(), self.rule.bits, self.rule.scale, errors)
+        return quantize_rows(rows, scale, grid), scale
 
 
 class TernaryQuantizer(WeightQuantizer):
