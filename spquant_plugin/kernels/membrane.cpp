@@ -246,34 +246,51 @@ inline real threshold_share(real distance) {
 
 // --- one block of neurons -----------------------------------------------------------------------
 
-// Working arrays of a block. Constants of a layer are spread out, so that one per neuron and one
-// for all take the same code.
+// Working arrays of a thread, each with room for its largest block. Constants of a layer are spread
+// out, so that one per neuron and one for all take the same code; the latter only once.
 struct Work {
-    int64_t n;
-    real *threshold, *decay, *gain, *level, *membrane, *fired, *input;
+    real *memory, *threshold, *decay, *gain, *level, *membrane, *fired, *input;
+    int64_t room, n = 0;
+    bool fresh = true;
 
     static int64_t arrays() { return 7; }
-    Work(real* memory, int64_t n_) : n(n_) {
+    Work(real* memory_, int64_t room_) : memory(memory_), room(room_) {
         real** all[] = {&threshold, &decay, &gain, &level, &membrane, &fired, &input};
-        for (auto array : all) { *array = memory; memory += n; }
+        for (auto array : all) *array = take();
+    }
+    real* take() {
+        real* const taken = memory;
+        memory += room;
+        return taken;
     }
 };
 
-inline void spread(real* target, const real* source, int64_t each, int64_t start, int64_t n, real other) {
-    for (int64_t i = 0; i < n; ++i) target[i] = source ? source[each ? start + i : 0] : other;
+void spread(const Work& w, real* target, const real* source, int64_t each, int64_t start, real other) {
+    if (each) memcpy(target, source + start, w.n * sizeof(real));
+    else if (w.fresh)
+        for (int64_t i = 0; i < w.room; ++i) target[i] = source ? *source : other;
 }
 
-void prepare(const Shared& a, const Quantizer& q, Work& w, int64_t start) {
-    spread(w.threshold, a.threshold, a.each_threshold, start, w.n, 0);
-    spread(w.decay, a.decay, a.each_decay, start, w.n, 1);
-    spread(w.gain, a.gain, a.each_gain, start, w.n, 1);
-    spread(w.membrane, a.state, 1, start, w.n, q.rest);
-    spread(w.fired, a.fired, 1, start, w.n, 0);
+void start_from(const Work& w, real* target, const real* state, int64_t start, real other) {
+    if (state) memcpy(target, state + start, w.n * sizeof(real));
+    else
+        for (int64_t i = 0; i < w.n; ++i) target[i] = other;
+}
+
+void prepare(const Shared& a, const Quantizer& q, Work& w, int64_t start, int64_t n) {
+    w.n = n;
+    spread(w, w.threshold, a.threshold, a.each_threshold, start, 0);
+    spread(w, w.decay, a.decay, a.each_decay, start, 1);
+    spread(w, w.gain, a.gain, a.each_gain, start, 1);
+    start_from(w, w.membrane, a.state, start, q.rest);
+    if (kLate) start_from(w, w.fired, a.fired, start, 0);
     if (kLate && QUANTIZED) {
-        for (int64_t i = 0; i < w.n; ++i) w.level[i] = larger(q.level(w.threshold[i]), real(1)) * q.unit;
+        const int64_t changed = w.fresh ? w.room : a.each_threshold ? n : 0;
+        for (int64_t i = 0; i < changed; ++i) w.level[i] = larger(q.level(w.threshold[i]), real(1)) * q.unit;
         if (a.fired)
-            for (int64_t i = 0; i < w.n; ++i) w.fired[i] = w.membrane[i] >= w.level[i] ? w.fired[i] : 0;
+            for (int64_t i = 0; i < n; ++i) w.fired[i] = w.membrane[i] >= w.level[i] ? w.fired[i] : 0;
     }
+    w.fresh = false;
 }
 
 // The input of one step, times what the mask lets through.
@@ -327,12 +344,11 @@ inline void encode(void* target, int64_t wide, int64_t at, int64_t n, const real
     }
 }
 
-void forward_block(const Forward& f, const Quantizer& q, const Blocks& blocks, int64_t block, real* memory) {
+void forward_block(const Forward& f, const Quantizer& q, const Blocks& blocks, int64_t block, Work& w) {
     const Shared& a = f.shared;
     const int64_t start = blocks.start(block);
-    Work w(memory, blocks.length(block));
-    real* const u = memory + Work::arrays() * w.n;
-    prepare(a, q, w, start);
+    real* const u = w.memory;
+    prepare(a, q, w, start, blocks.length(block));
     for (int64_t t = 0; t < a.steps; ++t) {
         const int64_t at = t * a.neurons + start;
         const real* const x = gated(a, blocks, w, t, start);
@@ -410,22 +426,20 @@ void total(double* parts, real* each, const real* values, int64_t block, int64_t
     parts[block] = sum;
 }
 
-void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks, int64_t block, real* memory) {
+void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks, int64_t block, Work& w) {
     const Shared& a = b.shared;
     const int64_t start = blocks.start(block), n = blocks.length(block);
-    Work w(memory, n);
-    memory += Work::arrays() * n;
-    real* const zeros = memory;
-    real* const gm = memory + n;
-    real* const gV = memory + 2 * n;
-    real* const gdecay = memory + 3 * n;
-    real* const ggain = memory + 4 * n;
-    real* const gcurrent = memory + 5 * n;
-    memset(memory, 0, 6 * n * sizeof(real));
-    memory += 6 * n;
-    const Trace trace = {memory, memory + a.steps * n, memory + 2 * a.steps * n};
+    real* arrays[6];
+    for (int k = 0; k < 6; ++k) arrays[k] = w.memory + k * w.room;
+    real *const zeros = arrays[0], *const gm = arrays[1], *const gV = arrays[2];
+    real *const gdecay = arrays[3], *const ggain = arrays[4], *const gcurrent = arrays[5];
     const bool wants_decay = b.decay_each || b.decay_parts;
-    prepare(a, q, w, start);
+    if (w.fresh) memset(zeros, 0, 5 * w.room * sizeof(real));
+    else memset(gm, 0, (wants_decay ? 3 : 2) * w.room * sizeof(real));
+    if (b.gain_each || b.gain_parts) memset(ggain, 0, n * sizeof(real));
+    real* const traces = w.memory + 6 * w.room;
+    const Trace trace = {traces, traces + a.steps * w.room, traces + 2 * a.steps * w.room};
+    prepare(a, q, w, start, n);
     trace_block(b, q, blocks, w, trace, start);
     if (b.final) memcpy(gm, b.final + start, n * sizeof(real));
     for (int64_t t = a.steps - 1; t >= 0; --t) {
@@ -491,7 +505,7 @@ void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks,
 // --- all blocks, over the threads ---------------------------------------------------------------
 
 template <typename Call>
-static void run(const Call& call, int64_t arrays, void (*one)(const Call&, const Quantizer&, const Blocks&, int64_t, real*)) {
+static void run(const Call& call, int64_t arrays, void (*one)(const Call&, const Quantizer&, const Blocks&, int64_t, Work&)) {
     const Shared& a = call.shared;
     const Blocks blocks(a.neurons, a.row, a.block);
     const Quantizer q(real(a.unit), real(a.rest));
@@ -499,8 +513,9 @@ static void run(const Call& call, int64_t arrays, void (*one)(const Call&, const
 #pragma omp parallel num_threads(int(a.threads)) if (a.threads > 1)
     {
         real* const memory = static_cast<real*>(malloc(arrays * largest * sizeof(real) + 64));
+        Work work(memory, largest);
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks.count; ++block) one(call, q, blocks, block, memory);
+        for (int64_t block = 0; block < blocks.count; ++block) one(call, q, blocks, block, work);
         free(memory);
     }
 }
