@@ -29,6 +29,10 @@ FLAG_SETS = (
 class NoCompiler(Exception):
     """There is no compiler on this machine, or it cannot build the kernel."""
 
+    def __init__(self, reason: str, *, gpu: bool = False) -> None:
+        super().__init__(reason)
+        self.gpu = gpu
+
 
 def cache_folder() -> Path:
     """Where kernels are kept: under ``$SPQUANT_CACHE``, else in the user's cache."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from importlib import import_module
 from types import ModuleType, TracebackType
 
 from torch import Tensor
 
 from ..errors import KernelError, KernelWarning
-from . import eager, inductor, native
+from . import eager, native
 from .build import NoCompiler
 from .inputs import Gradients, Inputs, Needs, Outputs, Wanted
 from .rule import Rule
@@ -24,7 +25,8 @@ class _State:
 
     name: str | None = None  # None: as the environment says
     saved_bits = 32
-    broken: str | None = None  # why nothing can be compiled here
+    broken: str | None = None  # why nothing can be compiled for this processor
+    broken_gpu: str | None = None
 
 
 class use:
@@ -91,7 +93,7 @@ def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor
         try:
             return module.forward(inputs, rule, wanted)
         except NoCompiler as error:
-            give_up(str(error))
+            give_up(error)
     return eager.forward(inputs, rule, wanted)
 
 
@@ -104,15 +106,17 @@ def backward(
         try:
             return module.backward(inputs, code, rule, arriving, needs)
         except NoCompiler as error:
-            give_up(str(error))
+            give_up(error)
     return eager.backward(inputs, code, rule, arriving, needs)
 
 
 def _module(x: Tensor, rule: Rule) -> ModuleType:
     if native_runs(x) and not rule.smooth:
         return native
-    compiles = provider() != "eager" and not rule.smooth and x.numel()
-    return inductor if x.device.type == "cuda" and compiles else eager
+    wanted = provider() != "eager" and not _State.broken_gpu and not rule.smooth
+    if wanted and x.device.type == "cuda" and x.numel():
+        return import_module(".inductor", __package__)  # loads torch's compiler: a second or two
+    return eager
 
 
 def native_runs(x: Tensor) -> bool:
@@ -121,11 +125,14 @@ def native_runs(x: Tensor) -> bool:
     return wanted and x.device.type == "cpu" and x.numel() > 0
 
 
-def give_up(reason: str) -> None:
+def give_up(error: NoCompiler) -> None:
     """Warn once that nothing can be compiled on this machine, and do without from now on."""
-    _State.broken = reason
+    if error.gpu:
+        _State.broken_gpu = str(error)
+    else:
+        _State.broken = str(error)
     warnings.warn(
-        f"the membrane recurrence cannot be compiled: {reason}. It runs step by step in torch, "
+        f"the membrane recurrence cannot be compiled: {error}. It runs step by step in torch, "
         "with the same results, but several times slower. spquant_plugin.kernels.use('eager') "
         "chooses this without a warning.",
         KernelWarning,

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import TritonMissing
 
 from . import eager
+from .build import NoCompiler
 from .inputs import Gradients, Inputs, Needs, Outputs, Wanted
 from .rule import Rule
 
@@ -44,7 +47,15 @@ def _compiled(function: Callable[..., Any], rule: Rule, steps: int) -> Callable[
     # A copy of the code for each: torch limits how often one piece of code is compiled.
     code = function.__code__.replace(co_name=f"{function.__name__}_{steps}_steps")
     own = FunctionType(code, function.__globals__, code.co_name)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except (BackendCompilerFailed, TritonMissing) as error:
+            raise NoCompiler(str(error).strip().splitlines()[0], gpu=True) from error
+
+    return run
 
 
 def _marked(tensors: Any) -> Any:

@@ -168,7 +168,7 @@ def _errors(rows: Tensor, scales: Tensor, *grid: Any) -> Tensor:
         try:
             _call("errors", rows, scales, levels, errors=sums)
         except NoCompiler as error:
-            choice.give_up(str(error))
+            choice.give_up(error)
         else:
             return sums.sum(1)
     return _errors_in_torch(rows, scales, levels)
@@ -181,7 +181,7 @@ def _quantize(rows: Tensor, scale: Tensor, *grid: Any) -> Tensor:
         try:
             _call("quantize", rows, scale.unsqueeze(1), levels, out=out)
         except NoCompiler as error:
-            choice.give_up(str(error))
+            choice.give_up(error)
         else:
             return out
     return _quantize_in_torch(rows, scale, levels).contiguous()
@@ -195,7 +195,7 @@ def _pass(grad: Tensor, rows: Tensor, scale: Tensor, *grid: Any) -> Tensor:
         try:
             _call("pass_gradient", rows, scale.unsqueeze(1), levels, grad=held, out=out)
         except NoCompiler as error:
-            choice.give_up(str(error))
+            choice.give_up(error)
         else:
             return out
     return _pass_in_torch(grad, rows, scale, levels).contiguous()
