@@ -468,3 +468,14 @@ def test_one_to_one_recurrent_weights_share_one_scale(rule):
     x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
     torch.testing.assert_close(layer(x), (x * levels * alpha).float())
     assert list(dict(layer.named_parameters())) == ["V"]
+
+
+@pytest.mark.parametrize("rule", [spq.PowerOfTwoWeights(2), spq.UniformWeights(4)])
+def test_a_loop_over_steps_in_training_can_go_back(rule):
+    """Each step keeps its own scale, whatever the quantiser remembers for the next."""
+    layer = snn_layer.QuantizedLinear(8, 4, weights=rule)
+    x_seq = torch.rand(3, 2, 8)
+    torch.stack([layer(x) for x in x_seq]).sum().backward()
+    looped, layer.weight.grad = layer.weight.grad, None
+    layer(x_seq).sum().backward()
+    torch.testing.assert_close(looped, layer.weight.grad)

@@ -58,7 +58,7 @@ def level_of(
     level = torch.full_like(z, lowest)
     for cut in cut_points:
         level = level + (z > cut)
-    return level
+    return torch.where(z == z, level, z)  # NaN stays visible
 
 
 def shifts_of(lowest: int, highest: int) -> tuple[float, ...]:

@@ -2,7 +2,8 @@
 
 Built once for each set of constants (a rule, a precision), in about a second, and kept on disk. All
 sizes, the number of time steps included, are arguments of a call, so that nothing is ever compiled
-anew for a shape.
+anew for a shape. A file's name ends in the checksum of its content: one that was cut short, by
+power that failed or a full disk, is built again, since loading it may end the process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ def cache_folder() -> Path:
     chosen = os.environ.get("SPQUANT_CACHE")
     if chosen:
         return Path(chosen) / "kernels"
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without an entry, as in some containers
+        raise NoCompiler(
+            f"there is no folder to keep kernels in ({error}): set SPQUANT_CACHE to one"
+        ) from error
     return base / "spquant_plugin" / "kernels"
 
 
@@ -71,30 +77,52 @@ def library(name: str, header: str) -> ctypes.CDLL:
     text = Path(__file__).with_name(f"{name}.cpp").read_text()
     source = f"#include <stdint.h>\n{header}{text}"
     key = hashlib.sha256(f"{identity}{FLAG_SETS}{source}".encode()).hexdigest()[:24]
-    file = cache_folder() / f"{name}-{key}.so"
-    if not file.exists():
-        _build(path, source, file)
+    folder, stem = cache_folder(), f"{name}-{key}"
+    file = _find(folder, stem) or _build(path, source, folder, stem)
     try:
         return ctypes.CDLL(str(file))
     except OSError as error:
         raise NoCompiler(f"{file} cannot be loaded ({error})") from error
 
 
-def _build(path: str, source: str, target: Path) -> None:
+def _find(folder: Path, stem: str) -> Path | None:
+    """The stored file, if it is whole."""
+    try:
+        for file in sorted(folder.glob(f"{stem}-*.so")):
+            if file.name == _name(stem, file.read_bytes()):
+                return file
+    except OSError:
+        pass  # what cannot be read is built again
+    return None
+
+
+def _name(stem: str, content: bytes) -> str:
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:24]}.so"
+
+
+def _build(path: str, source: str, folder: Path, stem: str) -> Path:
     """Compile under another name first, so that no other process loads half a file."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            code, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            code, built = Path(own) / "kernel.cpp", Path(own) / "kernel.so"
             code.write_text(source)
             for flags in FLAG_SETS:
                 told = _compile(path, flags, code, built)
                 if told.returncode == 0:
-                    os.replace(built, target)
-                    return
+                    return _keep(built, folder, stem)
             raise NoCompiler(f"{path} cannot build the kernel: {told.stderr.strip()[-400:]}")
     except OSError as error:
-        raise NoCompiler(f"the kernel cannot be stored in {target.parent} ({error})") from error
+        raise NoCompiler(f"the kernel cannot be stored in {folder} ({error})") from error
+
+
+def _keep(built: Path, folder: Path, stem: str) -> Path:
+    """Move a file to its name, once its content is on the disk."""
+    with built.open("rb+") as file:
+        target = folder / _name(stem, file.read())
+        os.fsync(file.fileno())
+    os.replace(built, target)
+    return target
 
 
 def _compile(

@@ -32,6 +32,7 @@ def constants(rule: Rule, quantized: bool, dtype: torch.dtype) -> str:
         f"constexpr int LOWEST = {rule.lowest}, HIGHEST = {rule.highest};",
         f"constexpr bool MIDDLE_CUTS = {_bool(not rule.cut_points)};",
         f"constexpr double TEMPERATURE = {rule.temperature!r}, SHARPNESS = {rule.sharpness!r};",
+        f"constexpr double REST = {rule.rest!r};",
         _array("CUTS", cuts),
         _array("GROWTH", factors),
         f"constexpr int WINDOW_TERMS = {len(up) - 1 if fraction else 0};",

@@ -65,9 +65,11 @@ def _run(inputs: Inputs, rule: Rule) -> list[_Step]:
     if membrane is None:
         membrane = torch.full_like(x[0], rule.rest, dtype=wide)
     lowest = _lowest_fired(inputs, rule)
-    fired = inputs.fired if rule.late else None
-    if fired is not None and lowest is not None:
-        fired = fired * (membrane >= lowest)
+    fired = None
+    if rule.late:
+        fired = _remembered(inputs.fired, membrane, lowest)
+        # Without one nothing has fired; but dropping 0 times an infinite potential is not nothing.
+        fired = torch.zeros_like(membrane) if fired is None else fired
     steps = []
     for t in range(x.shape[0]):
         current = _gated(x[t].to(wide), inputs.mask, t)
@@ -85,15 +87,20 @@ def _run(inputs: Inputs, rule: Rule) -> list[_Step]:
         steps.append(_Step(current, membrane, fired, potential, spike, stored))
         membrane = stored
         if rule.late:
-            fired = fs.fires(distance, rule.strict)
-            fired = fired if lowest is None else fired * (stored >= lowest)
+            fired = _remembered(fs.fires(distance, rule.strict), stored, lowest)
     return steps
 
 
 def _gated(current: Tensor, mask: Tensor | None, t: int) -> Tensor:
     if mask is None:
         return current
-    return (current.view(mask.shape[1], -1) * mask[t].unsqueeze(1)).view(-1)
+    return (_rows(current, mask) * mask[t].unsqueeze(1)).view(-1)
+
+
+def _rows(flat: Tensor, mask: Tensor) -> Tensor:
+    """One row for each value of the mask; of no rows, torch cannot tell how long they are."""
+    rows = mask.shape[1]
+    return flat.view(rows, -1 if rows else 0)
 
 
 def _charge(
@@ -131,6 +138,11 @@ def _lowest_fired(inputs: Inputs, rule: Rule) -> Tensor | None:
     return level.clamp(min=1) * inputs.unit
 
 
+def _remembered(fired: Tensor | None, stored: Tensor, lowest: Tensor | None) -> Tensor | None:
+    """The late reset of those that fired, as far as what they store allows it."""
+    return fired if fired is None or lowest is None else fired * (stored >= lowest)
+
+
 # --- the code -----------------------------------------------------------------------------------
 
 
@@ -153,12 +165,16 @@ def _encode(steps: list[_Step], inputs: Inputs, rule: Rule, bits: int) -> Tensor
 def _decode(code: Tensor, inputs: Inputs, rule: Rule) -> list[_Step]:
     """The steps as far as the code tells: their potentials and spikes."""
     scale = _cells(inputs.unit, 8 * code.element_size())
-    steps, fired = [], inputs.fired if rule.late else None
+    lowest = _lowest_fired(inputs, rule)
+    begun = inputs.threshold.new_tensor(rule.rest) if inputs.state is None else inputs.state
+    fired = _remembered(inputs.fired, begun, lowest) if rule.late else None
+    steps = []
     for cell in code.to(inputs.threshold.dtype).unbind(0):
         potential = (cell + 0.5) / scale + inputs.threshold
         spike = fs.fires(cell)
         steps.append(_Step(cell, cell, fired, potential, spike, cell))
-        fired = spike if rule.late else None
+        if rule.late:
+            fired = _remembered(spike, _store(potential, inputs.unit, rule), lowest)
     return steps
 
 
@@ -192,7 +208,7 @@ def backward(
         into = grad if inputs.gain is None else grad * inputs.gain
         if needs.mask and inputs.mask is not None:
             x = inputs.x[t].to(into.dtype)
-            masks.append((into * x).view(inputs.mask.shape[1], -1).sum(1))
+            masks.append(_rows(into * x, inputs.mask).sum(1))
         each.append(_gated(into, inputs.mask, t))
     return Gradients(
         torch.stack(each[::-1]) if needs.x else None,

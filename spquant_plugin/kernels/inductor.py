@@ -30,7 +30,8 @@ OPTIONS: Any = {
 
 def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor | None]:
     """As :func:`eager.forward`, in one kernel."""
-    compiled = _compiled(eager.forward, rule, inputs.x.shape[0])
+    kind = _kind(inputs, wanted)
+    compiled = _compiled(eager.forward, rule, inputs.x.shape[0], kind)
     return compiled(_marked(inputs), rule, wanted)
 
 
@@ -38,13 +39,17 @@ def backward(
     inputs: Inputs, code: Tensor | None, rule: Rule, arriving: Outputs, needs: Needs
 ) -> Gradients:
     """As :func:`eager.backward`, in one kernel."""
-    compiled = _compiled(eager.backward, rule, inputs.x.shape[0])
+    kind = _kind(inputs, code, arriving, needs)
+    compiled = _compiled(eager.backward, rule, inputs.x.shape[0], kind)
     return compiled(_marked(inputs), _variable(code), rule, _marked(arriving), needs)
 
 
 @cache
-def _compiled(function: Callable[..., Any], rule: Rule, steps: int) -> Callable[..., Any]:
-    # A copy of the code for each: torch limits how often one piece of code is compiled.
+def _compiled(
+    function: Callable[..., Any], rule: Rule, steps: int, kind: tuple[Any, ...]
+) -> Callable[..., Any]:
+    # A copy of the code for each: torch limits how often one piece of code is compiled, and layers
+    # of one rule may differ in all that makes it compile anew.
     code = function.__code__.replace(co_name=f"{function.__name__}_{steps}_steps")
     own = FunctionType(code, function.__globals__, code.co_name)
     compiled = torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
@@ -56,6 +61,20 @@ def _compiled(function: Callable[..., Any], rule: Rule, steps: int) -> Callable[
             raise NoCompiler(str(error).strip().splitlines()[0], gpu=True) from error
 
     return run
+
+
+def _kind(*values: Any) -> tuple[Any, ...]:
+    """All that compiled code depends on besides the values and the number of neurons."""
+    flat: list[Any] = [torch.is_grad_enabled()]
+    for value in values:
+        flat.extend(value if isinstance(value, tuple) else (value,))
+    return tuple(_look(value) if isinstance(value, Tensor) else value for value in flat)
+
+
+def _look(tensor: Tensor) -> tuple[Any, ...]:
+    last = min(tensor.shape[-1], 2) if tensor.ndim else 0  # up to 1, a size is no variable
+    apart = tensor.is_contiguous() or tuple(stride > 0 for stride in tensor.stride())
+    return tensor.dtype, tensor.device, tensor.ndim, last, apart, tensor.requires_grad
 
 
 def _marked(tensors: Any) -> Any:

@@ -17,7 +17,7 @@ struct Shared {
     const real *state, *fired;                      // [neurons], or null: from rest, none fired
     const real *threshold, *decay, *gain, *mask;    // gain and mask may be null
     void* code;                                     // [steps, neurons] of 8 or 16 bits, or null
-    double unit, rest, code_scale;
+    double unit, code_scale;
     int64_t steps, neurons, row, block, threads, wide_code;
     int64_t each_threshold, each_decay, each_gain;  // one value per neuron, or one for all
 };
@@ -37,6 +37,11 @@ struct Backward {
 
 namespace {
 
+// Powers of ln 2 over factorials: the series of two to the power of x.
+constexpr double POWERS[] = {
+    1.0, 0.69314718055994531, 0.24022650695910072, 0.055504108664821580, 0.0096181291076284772,
+    0.0013333558146428443, 0.00015403530393381610, 1.5252733804059840e-05, 1.3215486790144309e-06,
+    1.0178086009239700e-07, 7.0549116208011234e-09, 4.4455382718708115e-10, 2.5678435993488202e-11};
 constexpr bool kLate = RESET == LATE_SUBTRACT || RESET == LATE_ZERO || RESET == LATE_DROP;
 constexpr int kBumps = HIGHEST - LOWEST;
 
@@ -65,35 +70,37 @@ struct Blocks {
 // --- small functions, all free of branches so that they become vector instructions --------------
 
 inline real magnitude(real x) { return x < 0 ? -x : x; }
+// Where one is NaN the second comes out, so that what may be NaN stands there and stays visible.
 inline real smaller(real a, real b) { return a < b ? a : b; }
 inline real larger(real a, real b) { return a > b ? a : b; }
 
-// exp(x) for x <= 0: two to a whole power, times a polynomial on what is left.
-inline real exponential(real x) {
+// For gradients only: the forward pass rounds each product.
+inline real multiply_add(real a, real b, real c) {
+#ifdef __FMA__
+    return sizeof(real) == 4 ? real(__builtin_fmaf(float(a), float(b), float(c)))
+                             : real(__builtin_fma(double(a), double(b), double(c)));
+#else
+    return a * b + c;
+#endif
+}
+
+// Coefficients from the lowest power on. Unrolled by its type: a loop here would stay a loop.
+template <int K, int LAST, typename Table>
+inline real polynomial(const Table& table, real x) {
+    if constexpr (K == LAST) return real(table[K]);
+    else return multiply_add(polynomial<K + 1, LAST>(table, x), x, real(table[K]));
+}
+
+// exp(-factor * x) for x >= 0: two to a whole power, times a polynomial on what is left.
+inline real decay_of(real x, double factor) {
     constexpr bool kSingle = sizeof(real) == 4;
     constexpr real kMagic = kSingle ? real(12582912.0) : real(6755399441055744.0);
-    constexpr real kHigh = kSingle ? real(0.693359375) : real(6.93147180369123816490e-01);
-    constexpr real kLow = kSingle ? real(-2.12194440e-4) : real(1.90821492927058770002e-10);
-    x = larger(x, kSingle ? real(-87) : real(-708));
-    const real shifted = x * real(1.44269504088896340736) + kMagic;
-    const real whole = shifted - kMagic;
-    const real rest = x - whole * kHigh - whole * kLow;
-    real sum = kSingle ? real(1.0 / 5040) : real(1.0 / 6227020800.0);
-    if (!kSingle) {
-        sum = sum * rest + real(1.0 / 479001600.0);
-        sum = sum * rest + real(1.0 / 39916800.0);
-        sum = sum * rest + real(1.0 / 3628800.0);
-        sum = sum * rest + real(1.0 / 362880.0);
-        sum = sum * rest + real(1.0 / 40320.0);
-        sum = sum * rest + real(1.0 / 5040.0);
-    }
-    sum = sum * rest + real(1.0 / 720.0);
-    sum = sum * rest + real(1.0 / 120.0);
-    sum = sum * rest + real(1.0 / 24.0);
-    sum = sum * rest + real(1.0 / 6.0);
-    sum = sum * rest + real(0.5);
-    sum = sum * rest + real(1.0);
-    sum = sum * rest + real(1.0);
+    const real rate = real(factor * -1.44269504088896340736);
+    x = smaller(real((kSingle ? 125 : 1020) / (factor * 1.44269504088896340736)), x);
+    const real shifted = multiply_add(x, rate, kMagic);
+    const real left = multiply_add(x, rate, kMagic - shifted);
+    constexpr int kTerms = kSingle ? 6 : 12;
+    const real sum = polynomial<0, kTerms>(POWERS, left);
     bits pattern, scale;
     memcpy(&pattern, &shifted, sizeof(real));
     scale = (pattern << (kSingle ? 23 : 52)) + (bits(kSingle ? 127 : 1023) << (kSingle ? 23 : 52));
@@ -103,8 +110,16 @@ inline real exponential(real x) {
 }
 
 inline real sigmoid(real x) {
-    const real tail = exponential(-magnitude(x));
+    const real tail = decay_of(magnitude(x), 1);
     return (x < 0 ? tail : real(1)) / (real(1) + tail);
+}
+
+// Without a rest potential eager torch leaves it out, and so does this.
+inline real off_rest(real x) { return REST != 0 ? x - real(REST) : x; }
+inline real onto_rest(real x) { return REST != 0 ? x + real(REST) : x; }
+inline real hard(real u, real s) {
+    const real held = (real(1) - s) * u;
+    return REST != 0 ? held + s * real(REST) : held;
 }
 
 inline real fires(real distance) {
@@ -113,18 +128,24 @@ inline real fires(real distance) {
 
 // --- the membrane's quantiser -------------------------------------------------------------------
 
+struct Fraction {
+    real up, down;
+};
+
 struct Quantizer {
-    real unit, inverse, rest;
+    real unit, inverse;
     real cuts[kBumps + 1];
 
-    Quantizer(real unit_, real rest_) : unit(unit_), inverse(real(1) / unit_), rest(rest_) {
+    explicit Quantizer(real unit_) : unit(unit_), inverse(real(1) / unit_) {
         // The largest offset whose quotient by the unit is not above the cut: by comparing with it
         // a level comes out as by dividing, without the division.
         for (int k = 0; k < kBumps; ++k) {
             const real cut = real(CUTS[k]);
-            real edge = cut * unit;
-            while (edge / unit > cut) edge = next(edge, false);
-            while (next(edge, true) / unit <= cut) edge = next(edge, true);
+            // The product is off by a rounding at most; of a cut at 0, quotients that round to 0.
+            const real least = sizeof(real) == 4 ? real(__FLT_DENORM_MIN__) : real(__DBL_DENORM_MIN__);
+            real edge = cut != 0 ? cut * unit : __builtin_floor(unit / 2) * least;
+            for (int step = 0; step < 4 && edge / unit > cut; ++step) edge = next(edge, false);
+            for (int step = 0; step < 4 && next(edge, true) / unit <= cut; ++step) edge = next(edge, true);
             cuts[k] = edge;
         }
     }
@@ -144,14 +165,14 @@ struct Quantizer {
     }
     inline real store(real potential) const {
         if (!QUANTIZED) return potential;
-        const real stored = level(potential - rest) * unit + rest;
+        const real stored = onto_rest(level(off_rest(potential)) * unit);
         return potential != potential ? potential : stored;  // NaN stays visible
     }
     // Stacked surrogate: one exponential, shared by all bumps, which lie symmetric to the middle.
     inline real slope(real potential) const {
         if (!QUANTIZED) return real(1);
         const real middle = real(LOWEST + HIGHEST) / 2;
-        const real z = (potential - rest) * inverse - middle;
+        const real z = off_rest(potential) * inverse - middle;
         if (SHAPE == SIGMOID) return NEAR ? near_sigmoids(z) : all_sigmoids(z);
         real total = 0;
         for (int k = 0; k < kBumps; ++k) {
@@ -161,20 +182,25 @@ struct Quantizer {
                 total += real(TEMPERATURE / 2) / (real(1) + a * a);
             } else if (SHAPE == TRIANGLE) {
                 constexpr real width = real(2 / TEMPERATURE);
-                total += larger(width - magnitude(x), real(0)) / (width * width);
+                total += larger(real(0), width - magnitude(x)) / (width * width);
             } else {
                 total += magnitude(x) <= real(2 / TEMPERATURE) ? real(TEMPERATURE / 4) : real(0);
             }
         }
         return total;
     }
+    // Both bumps of three levels as one fraction. Their factors are reciprocal: ab = tail * tail.
+    inline Fraction two_sigmoids(real tail) const {
+        const real sum = real(GROWTH[0] + GROWTH[kBumps - 1]), square = tail * tail + real(1);
+        const real down = multiply_add(tail, sum, square);
+        const real up = tail * multiply_add(sum, square, real(4) * tail);
+        return {real(TEMPERATURE) * up, down * down};
+    }
     inline real all_sigmoids(real z) const {
-        const real tail = exponential(-real(TEMPERATURE) * magnitude(z));
-        if (kBumps == 2) {  // one division for both
-            const real a = tail * real(GROWTH[0]), b = tail * real(GROWTH[1]);
-            const real down = (real(1) + a) * (real(1) + b);
-            const real up = a * ((real(1) + b) * (real(1) + b)) + b * ((real(1) + a) * (real(1) + a));
-            return real(TEMPERATURE) * up / (down * down);
+        const real tail = decay_of(magnitude(z), TEMPERATURE);
+        if (kBumps == 2) {
+            const Fraction both = two_sigmoids(tail);
+            return both.up / both.down;
         }
         real total = 0;
         for (int k = 0; k < kBumps; ++k) {
@@ -187,9 +213,9 @@ struct Quantizer {
     inline real near_sigmoids(real z) const {
         const real first = real(0.5 - kBumps * 0.5);
         const real index = smaller(larger(__builtin_floor(z - first + real(0.5)), real(0)), real(kBumps - 1));
-        const real x = z - first - index;
+        const real x = z - (index + first);
         const real sign = x < 0 ? real(-1) : real(1);
-        const real tail = exponential(-real(TEMPERATURE) * magnitude(x));
+        const real tail = decay_of(magnitude(x), TEMPERATURE);
         real total = 0;
         for (int k = 0; k < 2 * NEAR + 1; ++k) {
             const real at = index + sign * real(k - NEAR);
@@ -203,17 +229,20 @@ struct Quantizer {
 
 // --- the firing surrogate and the threshold's window --------------------------------------------
 
-inline real window_sigmoid(real distance) {
-    if (WINDOW_TERMS == 0) return sigmoid(distance);
-    // Only needed where the surrogate is not zero, and there a fraction is exact enough.
+// tanh(distance / 2). Only needed where the surrogate is not zero, and there a fraction is exact
+// enough.
+inline Fraction window_rise(real distance) {
     const real reach = smaller(magnitude(distance), real(SHARPNESS)) * real(0.5);
     const real square = reach * reach;
-    real up = 0, down = 0;
-    for (int k = WINDOW_TERMS; k >= 0; --k) {
-        up = up * square + real(WINDOW_UP[k]);
-        down = down * square + real(WINDOW_DOWN[k]);
-    }
-    return real(0.5) + real(0.5) * reach * up / down;
+    const real up = polynomial<0, WINDOW_TERMS>(WINDOW_UP, square);
+    const real down = polynomial<0, WINDOW_TERMS>(WINDOW_DOWN, square);
+    return {reach * up, down};
+}
+
+inline real window_sigmoid(real distance) {
+    if (WINDOW_TERMS == 0) return sigmoid(distance);
+    const Fraction rise = window_rise(distance);
+    return real(0.5) + real(0.5) * (rise.up / rise.down);
 }
 
 inline real window(real distance) {
@@ -222,7 +251,7 @@ inline real window(real distance) {
 
 inline real firing_slope(real distance) {
     if (SLOPE == SLOPE_SIGMOID) {
-        const real tail = exponential(-real(SHARPNESS) * magnitude(distance));
+        const real tail = decay_of(magnitude(distance), SHARPNESS);
         return real(SHARPNESS) * tail / ((real(1) + tail) * (real(1) + tail));
     }
     if (SLOPE == SLOPE_ARCTAN) {
@@ -234,14 +263,37 @@ inline real firing_slope(real distance) {
         return real(1) / (a * a);
     }
     constexpr real inverse = real(1 / (SHARPNESS * SHARPNESS));
-    const real triangle = larger(real(SHARPNESS) - magnitude(distance), real(0)) * inverse;
+    const real triangle = larger(real(0), real(SHARPNESS) - magnitude(distance)) * inverse;
     return SLOPE == SLOPE_WINDOW ? triangle * window(distance) : triangle;
 }
 
-inline real threshold_share(real distance) {
-    if (GRADIENT == GRADIENT_GPW) return window(distance);
-    if (GRADIENT == GRADIENT_DOUBLED) return real(1) + window(distance);
-    return real(1);
+// The quantiser's slope and the threshold's share of one neuron.
+struct Slopes {
+    real stored, share;
+};
+
+// Three levels and a hard reset, the usual case: what fires is stored at rest, whose slope is known,
+// and what does not fire has no window. So one division serves either.
+constexpr bool kOneDivision = QUANTIZED && RESET == HARD && SHAPE == SIGMOID && kBumps == 2 &&
+                              !STRICT && NEAR == 0 && WINDOW_TERMS > 0 &&
+                              (GRADIENT == GRADIENT_GPW || GRADIENT == GRADIENT_DOUBLED);
+
+inline Slopes slopes(const Quantizer& q, real u, real v, real distance, real at_rest) {
+    if (!kOneDivision) {
+        real share = 1;
+        if (GRADIENT == GRADIENT_GPW) share = window(distance);
+        if (GRADIENT == GRADIENT_DOUBLED) share = real(1) + window(distance);
+        return {q.slope(v), share};
+    }
+    const real z = off_rest(u) * q.inverse - real(LOWEST + HIGHEST) / 2;
+    const Fraction bumps = q.two_sigmoids(decay_of(magnitude(z), TEMPERATURE));
+    const Fraction rise = window_rise(distance);
+    // Products with 0 and 1, because a compiler turns a choice back into two divisions.
+    const real fired = fires(distance), silent = real(1) - fired;
+    const real quotient = (fired * rise.up + silent * bumps.up) / (fired * rise.down + silent * bumps.down);
+    const real window = fired * multiply_add(quotient, real(0.5), real(0.5));
+    const real stored = fired * at_rest + silent * quotient;
+    return {stored, GRADIENT == GRADIENT_DOUBLED ? real(1) + window : window};
 }
 
 // --- one block of neurons -----------------------------------------------------------------------
@@ -282,7 +334,7 @@ void prepare(const Shared& a, const Quantizer& q, Work& w, int64_t start, int64_
     spread(w, w.threshold, a.threshold, a.each_threshold, start, 0);
     spread(w, w.decay, a.decay, a.each_decay, start, 1);
     spread(w, w.gain, a.gain, a.each_gain, start, 1);
-    start_from(w, w.membrane, a.state, start, q.rest);
+    start_from(w, w.membrane, a.state, start, real(REST));
     if (kLate) start_from(w, w.fired, a.fired, start, 0);
     if (kLate && QUANTIZED) {
         const int64_t changed = w.fresh ? w.room : a.each_threshold ? n : 0;
@@ -314,12 +366,12 @@ struct Step {
 inline Step advance(const Quantizer& q, real x, real m, real fired, real V, real decay, real gain, real level) {
     Step step;
     const real held = RESET == LATE_ZERO ? (real(1) - fired) * m : m;
-    real u = (held - q.rest) * decay + q.rest + x * gain;
+    real u = onto_rest(off_rest(held) * decay) + x * gain;
     if (RESET == LATE_SUBTRACT) u = u - fired * V;
     if (RESET == LATE_DROP) u = u - fired * u;
     const real s = fires(u - V);
     real v = u;
-    if (RESET == HARD) v = (real(1) - s) * u + s * q.rest;
+    if (RESET == HARD) v = hard(u, s);
     if (RESET == SOFT) v = u - s * V;
     step.potential = u;
     step.spike = s;
@@ -388,7 +440,8 @@ void trace_block(const Backward& b, const Quantizer& q, const Blocks& blocks, Wo
                 const real cell = a.wide_code ? real(static_cast<int16_t*>(a.code)[at + i])
                                               : real(static_cast<int8_t*>(a.code)[at + i]);
                 u[i] = (cell + real(0.5)) / real(a.code_scale) + w.threshold[i];
-                if (kLate) w.fired[i] = cell >= 0 ? real(1) : real(0);
+                const bool seen = !QUANTIZED || (kLate && q.store(u[i]) >= w.level[i]);
+                if (kLate) w.fired[i] = cell >= 0 && seen ? real(1) : real(0);
             }
             continue;
         }
@@ -426,6 +479,48 @@ void total(double* parts, real* each, const real* values, int64_t block, int64_t
     parts[block] = sum;
 }
 
+// What one step of the backward pass reads and writes.
+struct Row {
+    const real *potential, *fired, *before, *spikes, *potentials, *membranes;
+    real *gx, *gm, *gV, *gdecay;
+};
+
+// ``kMore``: potentials or membranes have gradients of their own, or the decay or gain learns.
+template <bool kMore>
+void step_back(const Quantizer& q, const Work& w, const Row& row, real at_rest) {
+#pragma omp simd
+    for (int64_t i = 0; i < w.n; ++i) {
+        const real u = row.potential[i], V = w.threshold[i], d = u - V, s = fires(d);
+        real v = u;
+        if (RESET == HARD) v = hard(u, s);
+        if (RESET == SOFT) v = u - s * V;
+        const Slopes slope = slopes(q, u, v, d, at_rest);
+        const real gv = (kMore ? row.gm[i] + row.membranes[i] : row.gm[i]) * slope.stored;
+        real gs = row.spikes[i], gu = gv, share = 0;
+        if (RESET == HARD) {
+            if (!DETACH) gs += gv * (real(REST) - u);
+            gu = gv * (real(1) - s);
+        }
+        if (RESET == SOFT) {
+            if (!DETACH) gs -= gv * V;
+            if (GRADIENT == GRADIENT_HOST) share += gv * s;
+        }
+        const real gd = gs * firing_slope(d);
+        gu += kMore ? gd + row.potentials[i] : gd;
+        if (GRADIENT != GRADIENT_NONE) share += gd * slope.share;
+        if (RESET == LATE_SUBTRACT && GRADIENT == GRADIENT_HOST) share += gu * row.fired[i];
+        if (RESET == LATE_DROP) gu = gu * (real(1) - row.fired[i]);
+        const real kept = RESET == LATE_ZERO ? real(1) - row.fired[i] : real(1);
+        row.gx[i] = gu * w.gain[i];
+        row.gm[i] = gu * w.decay[i] * kept;
+        if (GRADIENT != GRADIENT_NONE) row.gV[i] -= share;
+        if (kMore) {
+            row.gdecay[i] += gu * off_rest(kept * row.before[i]);
+            w.input[i] = gu;
+        }
+    }
+}
+
 void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks, int64_t block, Work& w) {
     const Shared& a = b.shared;
     const int64_t start = blocks.start(block), n = blocks.length(block);
@@ -434,6 +529,7 @@ void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks,
     real *const zeros = arrays[0], *const gm = arrays[1], *const gV = arrays[2];
     real *const gdecay = arrays[3], *const ggain = arrays[4], *const gcurrent = arrays[5];
     const bool wants_decay = b.decay_each || b.decay_parts;
+    const real at_rest = q.slope(real(REST));
     if (w.fresh) memset(zeros, 0, 5 * w.room * sizeof(real));
     else memset(gm, 0, (wants_decay ? 3 : 2) * w.room * sizeof(real));
     if (b.gain_each || b.gain_parts) memset(ggain, 0, n * sizeof(real));
@@ -451,34 +547,10 @@ void backward_block(const Backward& b, const Quantizer& q, const Blocks& blocks,
         const real* const gu_ = b.potentials ? b.potentials + at : zeros;
         const real* const gms_ = b.membranes ? b.membranes + at : zeros;
         real* const gx = b.grad_x && !a.mask ? b.grad_x + at : gcurrent;
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) {
-            const real u = u_[i], V = w.threshold[i], d = u - V, s = fires(d);
-            real v = u;
-            if (RESET == HARD) v = (real(1) - s) * u + s * q.rest;
-            if (RESET == SOFT) v = u - s * V;
-            const real gv = (gm[i] + gms_[i]) * q.slope(v);
-            real gs = gs_[i], gu = gv, share = 0;
-            if (RESET == HARD) {
-                if (!DETACH) gs += gv * (q.rest - u);
-                gu = gv * (real(1) - s);
-            }
-            if (RESET == SOFT) {
-                if (!DETACH) gs -= gv * V;
-                if (GRADIENT == GRADIENT_HOST) share += gv * s;
-            }
-            const real gd = gs * firing_slope(d);
-            gu += gd + gu_[i];
-            if (GRADIENT != GRADIENT_NONE) share += gd * threshold_share(d);
-            if (RESET == LATE_SUBTRACT && GRADIENT == GRADIENT_HOST) share += gu * fired_[i];
-            if (RESET == LATE_DROP) gu = gu * (real(1) - fired_[i]);
-            const real kept = RESET == LATE_ZERO ? real(1) - fired_[i] : real(1);
-            gx[i] = gu * w.gain[i];
-            gm[i] = gu * w.decay[i] * kept;
-            gdecay[i] += gu * (kept * before_[i] - q.rest);
-            gV[i] -= share;
-            w.input[i] = gu;
-        }
+        const bool more = b.potentials || b.membranes || wants_decay || b.gain_each || b.gain_parts;
+        const Row row = {u_, fired_, before_, gs_, gu_, gms_, gx, gm, gV, gdecay};
+        if (more) step_back<true>(q, w, row, at_rest);
+        else step_back<false>(q, w, row, at_rest);
         if (b.gain_each || b.gain_parts) {
             // The mask stands before the gain, so the gain sees the input that is left.
             const real* const x = a.x + at;
@@ -508,7 +580,7 @@ template <typename Call>
 static void run(const Call& call, int64_t arrays, void (*one)(const Call&, const Quantizer&, const Blocks&, int64_t, Work&)) {
     const Shared& a = call.shared;
     const Blocks blocks(a.neurons, a.row, a.block);
-    const Quantizer q(real(a.unit), real(a.rest));
+    const Quantizer q{real(a.unit)};
     const int64_t largest = a.row < a.block ? (a.row ? a.block / a.row * a.row : 0) : a.block;
 #pragma omp parallel num_threads(int(a.threads)) if (a.threads > 1)
     {

@@ -15,7 +15,9 @@ from .constants import constants
 from .inputs import CELLS, CODES, Gradients, Inputs, Needs, Outputs, Wanted
 from .rule import Rule
 
-BLOCK = 1024  # neurons that stay in the cache while all steps pass over them
+# Neurons that stay in the cache while all steps pass over them: few, but of many steps more, whose
+# rows would be too short for the processor to see what comes next.
+BLOCK, LONG_BLOCK, MANY_STEPS = 256, 1024, 24
 SMALLEST_BLOCK = 64
 # Fewer elements than this are done before a second thread has woken up.
 ELEMENTS_PER_THREAD = 16384
@@ -28,7 +30,7 @@ class _Shared(ctypes.Structure):
     _fields_ = (
         *((name, _pointer) for name in ("x", "state", "fired")),
         *((name, _pointer) for name in ("threshold", "decay", "gain", "mask", "code")),
-        *((name, ctypes.c_double) for name in ("unit", "rest", "code_scale")),
+        *((name, ctypes.c_double) for name in ("unit", "code_scale")),
         *((name, _integer) for name in ("steps", "neurons", "row", "block", "threads")),
         *((name, _integer) for name in ("wide_code", "each_threshold", "each_decay", "each_gain")),
     )
@@ -61,7 +63,7 @@ def forward(inputs: Inputs, rule: Rule, wanted: Wanted) -> tuple[Outputs, Tensor
     spikes, final = torch.empty_like(x), x.new_empty(x.shape[1])
     potentials = torch.empty_like(x) if wanted.potentials else None
     membranes = torch.empty_like(x) if wanted.membranes else None
-    held.share(call.shared, inputs._replace(x=x), code, rule)
+    held.share(call.shared, inputs._replace(x=x), code)
     for name, tensor in zip(Outputs._fields, (spikes, final, potentials, membranes), strict=True):
         held.put(call, name, tensor)
     _library(rule, inputs.unit is not None, x.dtype).forward(ctypes.byref(call))
@@ -75,7 +77,7 @@ def backward(
     x = _wide(inputs.x)
     inputs = inputs._replace(x=x)
     call, held = _Backward(), _Held()
-    blocks, parts = held.share(call.shared, inputs, code, rule)
+    blocks, parts = held.share(call.shared, inputs, code)
     for name, tensor in zip(Outputs._fields, arriving, strict=True):
         held.put(call, name, None if tensor is None else tensor.to(x.dtype).contiguous())
     state = x.new_empty(x.shape[1]) if needs.state else None
@@ -126,9 +128,7 @@ class _Held:
             self.tensors.append(tensor)
             setattr(call, name, tensor.data_ptr())
 
-    def share(
-        self, shared: Any, inputs: Inputs, code: Tensor | None, rule: Rule
-    ) -> tuple[int, int]:
+    def share(self, shared: Any, inputs: Inputs, code: Tensor | None) -> tuple[int, int]:
         """Set what both passes take; return the number of blocks, and of parts of a mask's row."""
         steps, neurons = inputs.x.shape
         for name in ("x", "state", "fired", "threshold", "decay", "gain", "mask"):
@@ -136,7 +136,7 @@ class _Held:
             self.put(shared, name, None if value is None else value.contiguous())
         self.put(shared, "code", code)
         unit = 1.0 if inputs.unit is None else float(inputs.unit)
-        shared.unit, shared.rest = unit, rule.rest
+        shared.unit = unit
         if code is not None:
             bits = 8 * code.element_size()
             shared.code_scale, shared.wide_code = CELLS[bits] / unit, bits == 16
@@ -145,7 +145,8 @@ class _Held:
             setattr(shared, f"each_{name}", value is not None and value.ndim > 0)
         rows = 1 if inputs.mask is None else inputs.mask.shape[1]
         threads = min(torch.get_num_threads(), 1 + steps * neurons // ELEMENTS_PER_THREAD)
-        block = max(SMALLEST_BLOCK, min(BLOCK, -(-neurons // threads)))
+        largest = LONG_BLOCK if steps >= MANY_STEPS else BLOCK
+        block = max(SMALLEST_BLOCK, min(largest, -(-neurons // threads)))
         shared.steps, shared.neurons, shared.row = steps, neurons, neurons // rows
         shared.block, shared.threads = block, threads
         return _blocks(rows, neurons // rows, block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ def _filled(tensors: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, .
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, rest = _split(arguments)
+    unit = inputs.unit
+    # Where it can be looked at without waiting for a device.
+    if unit is not None and unit.device.type == "cpu" and not 0 < float(unit) < math.inf:
+        raise KernelError(
+            f"unit={float(unit)!r}: must be a finite number above 0. Use None for a float membrane."
+        )
     outputs, code = choice.forward(inputs, _rule(rest[:N_RULE]), Wanted(*rest[N_RULE:]))
     return _filled((*outputs, code), inputs.x)
 
@@ -108,6 +115,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     x, *others = tensors
     ctx.save_for_backward(x if code is None else None, *others, code)
     ctx.rule, ctx.x_like = rest[:N_RULE], tensors.x.dtype
+    ctx.wanted = Wanted(*rest[N_RULE:])
     ctx.set_materialize_grads(False)
 
 
@@ -117,13 +125,16 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
     wanted = dict(zip(Inputs._fields, ctx.needs_input_grad, strict=False))
     needs = Needs(*(wanted[name] for name in Needs._fields))
     nothing: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    if all(grad is None for grad in grads[:4]) or not any(needs):
+    # What was not wanted is an empty tensor, whose gradient says nothing.
+    given = (True, True, ctx.wanted.potentials, ctx.wanted.membranes)
+    arriving = [grad if told else None for grad, told in zip(grads, given, strict=False)]
+    if all(grad is None for grad in arriving) or not any(needs):
         return tuple(nothing)
     if code is not None:
         # Its values are never read; it says how the gradient is to look.
         inputs = inputs._replace(x=code.new_empty(1, dtype=ctx.x_like).expand(code.shape))
     flat = torch.ops.spquant_plugin.membrane_backward(
-        *inputs, code, *ctx.rule, *grads[:4], list(needs)
+        *inputs, code, *ctx.rule, *arriving, list(needs)
     )
     gradients = iter(flat)
     for name, need in zip(Needs._fields, needs, strict=True):

@@ -68,8 +68,17 @@ def check_rule(rule: Rule) -> None:
         value = getattr(rule, name)
         if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
             raise KernelError(f"Rule({name}={value!r}): must be a finite number above 0.")
-    if not math.isfinite(rule.rest):
+    if not (isinstance(rule.rest, int | float) and math.isfinite(rule.rest)):
         raise KernelError(f"Rule(rest={rule.rest!r}): must be a finite number.")
+    _check_levels(rule)
+
+
+def _check_levels(rule: Rule) -> None:
+    if not (isinstance(rule.lowest, int) and isinstance(rule.highest, int)):
+        raise KernelError(
+            f"Rule(lowest={rule.lowest!r}, highest={rule.highest!r}): both must be whole numbers. "
+            "Levels count units; for others choose another unit."
+        )
     if rule.highest <= rule.lowest:
         raise KernelError(
             f"Rule(lowest={rule.lowest!r}, highest={rule.highest!r}): highest must be above "
@@ -80,3 +89,7 @@ def check_rule(rule: Rule) -> None:
             f"Rule(cut_points={rule.cut_points!r}): must be {rule.highest - rule.lowest} numbers, "
             "one between each two levels, or none for half way."
         )
+    if not all(isinstance(cut, int | float) and math.isfinite(cut) for cut in rule.cut_points):
+        raise KernelError(f"Rule(cut_points={rule.cut_points!r}): must be finite numbers.")
+    if any(a > b for a, b in zip(rule.cut_points, rule.cut_points[1:], strict=False)):
+        raise KernelError(f"Rule(cut_points={rule.cut_points!r}): must ascend. Sort them.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def membrane_sequence(
     (tensor([0., 1., 0.]), tensor([1., 0., 0.]))
     """
     _check(x, rule, mask)
+    _check_unit(unit)
     layout = _Layout(x, keeps_channels=mask is not None)
     inputs = Inputs(
         x.permute(0, *layout.order).reshape(x.shape[0], -1),
@@ -157,6 +159,14 @@ def _check(x: Tensor, rule: Rule, mask: Tensor | None) -> None:
         raise KernelError(
             f"mask of shape {tuple(mask.shape)} on {mask.device}: must be [T, N, C] of the input, "
             f"{tuple(x.shape[:3])} on {x.device}."
+        )
+
+
+def _check_unit(unit: Tensor | float | None) -> None:
+    # A tensor's value is not looked at: on another device that would wait for it.
+    if unit is not None and not isinstance(unit, Tensor) and not 0 < unit < math.inf:
+        raise KernelError(
+            f"unit={unit!r}: must be a finite number above 0. Use None for a float membrane."
         )
 
 

@@ -48,15 +48,14 @@ class Fraction(NamedTuple):
     down: tuple[float, ...]
 
 
-@cache
-def window_fraction(slope: str, sharpness: float, element_size: int) -> Fraction | None:
+def find_window_fraction(slope: str, sharpness: float, element_size: int) -> Fraction | None:
     r"""The window's sigmoid where the triangle is not zero, for 4 or 8 bytes of precision.
 
     :math:`\sigma(d) = 1/2 + \tanh(d/2)/2`, and the fraction is that of
     ``tanh``: a convergent of Lambert's continued fraction. None where the surrogate reaches too
     far.
 
-    >>> window_fraction("triangle", 1.0, 4)
+    >>> find_window_fraction("triangle", 1.0, 4)
     Fraction(up=(945.0, 105.0, 1.0), down=(945.0, 420.0, 15.0))
     """
     if slope not in ("triangle", "window"):
@@ -72,6 +71,9 @@ def window_fraction(slope: str, sharpness: float, element_size: int) -> Fraction
         if abs(value - math.tanh(edge)) <= TOLERANCE[element_size] and term > 2:
             return fraction
     return None
+
+
+window_fraction = cache(find_window_fraction)
 
 
 def _next(step: float, newer: list[float], elder: list[float]) -> list[float]:

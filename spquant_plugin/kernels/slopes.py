@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..functional import surrogate as fs
 from .rule import Rule
-from .sharing import growth, window_fraction
+from .sharing import find_window_fraction, growth, window_fraction
 
 
 def quantizer_slope(z: Tensor, rule: Rule) -> Tensor:
@@ -18,8 +18,10 @@ def quantizer_slope(z: Tensor, rule: Rule) -> Tensor:
     """
     shifts = tuple(level + 0.5 for level in range(rule.lowest, rule.highest))
     factors, near = growth(rule, z.element_size())
-    if rule.shape != "sigmoid" or near:
+    if rule.shape != "sigmoid":
         return fs.stacked_slope(z, shifts, shape=rule.shape, temperature=rule.temperature)
+    if near:
+        return near_sigmoids(z, shifts, factors, rule.temperature)
     middle = (rule.lowest + rule.highest) / 2
     down = torch.exp((z - middle if middle else z) * -rule.temperature)
     up = 1 / down
@@ -27,6 +29,27 @@ def quantizer_slope(z: Tensor, rule: Rule) -> Tensor:
     for factor in factors[1:]:
         total = total + 1 / (2 + down * factor + up / factor)
     return total * rule.temperature
+
+
+def near_sigmoids(
+    z: Tensor, shifts: tuple[float, ...], factors: tuple[float, ...], temperature: float
+) -> Tensor:
+    """Slope of many bumps, of which only those near ``z`` count; ``factors`` are from the nearest.
+
+    Those beyond the ends of the stack do not exist.
+    """
+    first, count = shifts[0], len(shifts)
+    index = (z - (first - 0.5)).floor().clamp(0, count - 1)
+    x = z - (index + first)  # the sum is exact
+    side = 1 - 2 * (x < 0).to(z.dtype)
+    tail = torch.exp(x.abs() * -temperature)
+    near, total = len(factors) // 2, torch.zeros_like(z)
+    for k, factor in enumerate(factors):
+        at = index + side * (k - near)
+        bump = tail * factor
+        bump = bump / (bump + 1).square()
+        total = total + bump * ((at >= 0) & (at < count))
+    return total * temperature
 
 
 def firing_slope(distance: Tensor, rule: Rule) -> Tensor:
@@ -44,7 +67,9 @@ def firing_slope(distance: Tensor, rule: Rule) -> Tensor:
 
 def window(distance: Tensor, rule: Rule) -> Tensor:
     r"""Gradient penalty window :math:`\sigma(d)\,1[d \ge 0]`, as far as the surrogate reaches."""
-    fraction = window_fraction(rule.slope, rule.sharpness, distance.element_size())
+    # torch's compiler looks through functions, but not at what they keep.
+    find = find_window_fraction if torch.compiler.is_compiling() else window_fraction
+    fraction = find(rule.slope, rule.sharpness, distance.element_size())
     if fraction is None:
         return torch.sigmoid(distance) * (distance >= 0)
     half = distance.clamp(0, rule.sharpness) / 2

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import snntorch as snn
-from snntorch import surrogate
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor, nn
+from torch import nn
 
+from ..snntorch.surrogate import ATan
 from .hidden import let_fire
 from .neurons import Neurons
 from .request import Request
@@ -16,20 +16,6 @@ from .stack import Stack
 
 CONVS = (32, 64)  # an average pool after each
 HIDDEN = (256, 256)
-
-
-class ATan(nn.Module):
-    """``snntorch.surrogate.atan(alpha)``; the host's own closure does not pickle."""
-
-    def __init__(self, alpha: float = 2.0) -> None:
-        super().__init__()
-        self.alpha = float(alpha)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return surrogate.ATan.apply(x, self.alpha)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
 
 
 def leaky() -> nn.Module:

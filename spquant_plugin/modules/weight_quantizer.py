@@ -95,7 +95,8 @@ class DyadicQuantizer(WeightQuantizer):
         grid, wide = Grid.dyadic(self.levels), _at_least_single(rows)
         if self.training:
             self._follow(wide.detach(), grid)
-        alpha = self.alpha.to(rows.dtype)
+        # A copy: the backward pass of this call keeps it, and the next call may move alpha.
+        alpha = self.alpha.to(rows.dtype, copy=True)
         return quantize_rows(rows, alpha, grid), None
 
 

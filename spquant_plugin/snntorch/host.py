@@ -118,7 +118,7 @@ def _build(neuron: nn.Module, config: SpQuantConfig, channels: int | None) -> nn
         # The user was told that inhibition is unstable when the neuron was made.
         warnings.filterwarnings("ignore", "Inhibition is an unstable feature")
         new: Any = TWINS[type(neuron)](**_options(neuron, config), membrane=None)
-    carry_over(new, neuron, but=STATES)
+    carry_over(new, neuron, but=(*STATES, "spike_grad"))
     new.state_function = None  # the host's dispatch, which our forward does not use
     new.install(config.membrane, config.threshold, channels, config.spatial_gate)
     new.check()

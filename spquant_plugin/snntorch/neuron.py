@@ -30,8 +30,10 @@ from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConversionError
 from ..functional import membrane as fm
 from ..functional.membrane import state_dtype
+from ..kernels import Rule
 from ..modules.neuron import QuantizedNeuron
 from ..modules.spatial_gate import _SpatialGate
+from .fused import advance, synaptic_currents
 
 __all__ = [
     "TernaryLapicque",
@@ -224,8 +226,22 @@ class _QuantizedStateNeuron(QuantizedNeuron):
             return fm.soft_reset(potential, spikes, self.reset_threshold(threshold))
         return fm.hard_reset(potential, spikes)
 
-    def _result(self, spikes: Tensor, *states: Tensor) -> Any:
+    def _result(self, spikes: Tensor, *states: Tensor | None) -> Any:
         return spikes if self.init_hidden and not self.output else (spikes, *states)
+
+    # All steps at once.
+
+    def run_sequence(self, x_seq: Tensor, rule: Rule) -> Any:
+        """What a loop over ``x_seq [T, ...]`` returns, stacked; ``rule`` is its ``fused_rule``."""
+        return self._result(*advance(self, self._driven(self._begin(x_seq)), rule))
+
+    def _begin(self, x_seq: Tensor) -> Tensor:
+        """Restore the states for the first step, and return the input of all steps."""
+        return x_seq.to(self._restore(x_seq[0], {"mem": None}).dtype)
+
+    def _driven(self, current: Tensor) -> Tensor:
+        """What an input adds to the membrane."""
+        return current
 
     def reset_mem(self) -> Any:
         """Clear the states, and with them what a delayed reset remembers."""
@@ -268,10 +284,12 @@ class TernaryLapicque(_QuantizedStateNeuron, snn.Lapicque):
     def decay(self) -> Tensor:
         return 1 - self.time_step / (self.R * self.C)
 
-    def _potential(self, membrane: Tensor, current: Tensor, *more: Tensor) -> Tensor:
+    def _driven(self, current: Tensor) -> Tensor:
         # In the host's order of operations: rounding depends on it.
-        driven = current * self.R * (1 / (self.R * self.C)) * self.time_step
-        return driven + self.decay() * membrane
+        return current * self.R * (1 / (self.R * self.C)) * self.time_step
+
+    def _potential(self, membrane: Tensor, current: Tensor, *more: Tensor) -> Tensor:
+        return self._driven(current) + self.decay() * membrane
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         current = self._restore(input_, {"mem": mem})
@@ -289,6 +307,12 @@ class TernarySynaptic(_QuantizedStateNeuron, snn.Synaptic):
         current = self._restore(input_, {"syn": syn, "mem": mem})
         self.syn = self.alpha.clamp(0, 1) * self.syn + current
         return self._result(self._step(self.syn), self.syn, self.mem)
+
+    def run_sequence(self, x_seq: Tensor, rule: Rule) -> Any:
+        currents = self._begin(x_seq)
+        currents, self.syn = synaptic_currents(currents, self.syn, self.alpha.clamp(0, 1))
+        spikes, membranes = advance(self, currents, rule)
+        return self._result(spikes, currents, membranes)
 
 
 class TernaryRLeaky(_QuantizedStateNeuron, snn.RLeaky):

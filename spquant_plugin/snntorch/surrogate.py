@@ -6,14 +6,17 @@ A neuron fires above its threshold, not on it, as everywhere in snnTorch.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
+from snntorch import surrogate as host
 from torch import Tensor, nn
 
 from ..functional import membrane as fm
 from ..functional import surrogate as fs
 
 __all__ = [
+    "ATan",
     "GradientPenaltyWindow",
     "StackedArctan",
     "StackedPiecewise",
@@ -56,6 +59,20 @@ class GradientPenaltyWindow(Triangle):
 
     def forward(self, x: Tensor) -> Tensor:
         return fs.penalty_window_spike(x, self.width, strict=True)
+
+
+class ATan(nn.Module):
+    """``snntorch.surrogate.atan(alpha)`` as a module; the host's own closure does not pickle."""
+
+    def __init__(self, alpha: float = 2.0) -> None:
+        super().__init__()
+        self.alpha = float(alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return host.ATan.apply(x, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
 
 
 class _Stacked(nn.Module):
@@ -151,3 +168,34 @@ def stacked_piecewise(
 ) -> StackedPiecewise:
     """Quantiser with rectangular bumps."""
     return StackedPiecewise(lowest, highest, temperature)
+
+
+# The host's closures do not say what they are, but their names do.
+_CLOSURES = {
+    "atan.<locals>.inner": "arctan",
+    "fast_sigmoid.<locals>.inner": "fast_sigmoid",
+    "sigmoid.<locals>.inner": "sigmoid",
+}
+
+
+def fused_slope(function: Any) -> tuple[str, float] | None:
+    """How the fused recurrence calls this surrogate, or None where it does not know it.
+
+    >>> import snntorch
+    >>> fused_slope(Triangle(0.5)), fused_slope(snntorch.surrogate.atan(alpha=3.0))
+    (('triangle', 0.5), ('arctan', 3.0))
+    >>> fused_slope(snntorch.surrogate.heaviside())
+    """
+    kind = type(function)
+    if kind is Triangle or kind is GradientPenaltyWindow:
+        name, sharpness = "triangle" if kind is Triangle else "window", function.width
+    elif kind is ATan:
+        name, sharpness = "arctan", function.alpha
+    elif getattr(function, "__module__", None) == "snntorch.surrogate":
+        name = _CLOSURES.get(getattr(function, "__qualname__", ""), "")
+        cells = list(getattr(function, "__closure__", None) or ())
+        sharpness = cells[0].cell_contents if len(cells) == 1 else None
+    else:
+        return None
+    usable = type(sharpness) in (int, float) and math.isfinite(sharpness) and sharpness > 0
+    return (name, float(sharpness)) if name and usable else None

@@ -17,12 +17,12 @@ from spikingjelly.activation_based.neuron import BaseNode
 from torch import Tensor, nn
 
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
-from ..errors import ConfigError
 from ..functional import membrane as fm
 from ..functional.membrane import state_dtype
 from ..kernels import Sequence
 from ..modules.neuron import QuantizedNeuron
 from ..modules.spatial_gate import _SpatialGate
+from .constants import number, time_constant
 from .surrogate import fused_slope
 
 __all__ = [
@@ -57,8 +57,8 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     ) -> None:
         # The host's own default is one object that all neurons share; ours is a fresh one.
         super().__init__(
-            v_threshold=_number(self, "v_threshold", v_threshold),
-            v_reset=None if v_reset is None else _number(self, "v_reset", v_reset),
+            v_threshold=number(self, "v_threshold", v_threshold),
+            v_reset=None if v_reset is None else number(self, "v_reset", v_reset),
             surrogate_function=surrogate_function or surrogate.Sigmoid(),
             detach_reset=bool(detach_reset),
             step_mode=step_mode,
@@ -148,7 +148,10 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         elif self.spatial_gate is not None:
             spikes, membrane, stored = self._masked(x_seq, states, slope)
         else:
-            spikes, membrane, _, stored = self._fused(x_seq, states[0], slope, membranes=reads)
+            # At rest there is no state that would have to be kept for the backward pass.
+            at_rest = not isinstance(states[0], Tensor) and states[0] == self.rest
+            start = None if at_rest else self._start(x_seq, states[0])
+            spikes, membrane, _, stored = self._fused(x_seq, start, slope, membranes=reads)
         if self.watched:
             self._tell(list(stored.unbind(0)), sequence=True, began=True)  # type: ignore[union-attr]
         return spikes, membrane, stored if reads else None
@@ -161,11 +164,17 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         decay, gain = self.dynamics(torch.empty(0, dtype=state_dtype(x_seq), device=x_seq.device))
         return self.run_fused(x_seq, rule, decay=decay, gain=gain, state=membrane, **options)
 
+    def _start(self, x_seq: Tensor, state: object) -> Tensor:
+        """The membrane to begin with, where that is still a number."""
+        if isinstance(state, Tensor):
+            return state
+        return x_seq.new_full(x_seq.shape[1:], float(state), dtype=state_dtype(x_seq))  # type: ignore[arg-type]
+
     def _masked(
         self, x_seq: Tensor, states: States, slope: tuple[str, float]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One fused step after the other: which pixels take part depends on the step before."""
-        membrane: Any = states[0]
+        membrane: Any = self._start(x_seq, states[0])
         first = self._is_first(states)
         train, stored = [], []
         for t in range(x_seq.shape[0]):
@@ -178,7 +187,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
 
     def _step_by_step(self, x_seq: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor]:
         """The way of a surrogate that the fused recurrence does not know."""
-        membrane: Any = states[0]
+        membrane: Any = self._start(x_seq, states[0])
         first = self._is_first(states)
         currents = x_seq.to(state_dtype(x_seq))
         # Threshold and decay are the same at every step: one node each in the graph.
@@ -210,6 +219,8 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
             return (v.to(device=x.device, dtype=dtype), *states[1:])
         # A state of another shape starts anew, as in the host.
         start = self.rest if isinstance(v, Tensor) else float(v)  # type: ignore[arg-type]
+        if step_mode == "m":
+            return (start, False) if len(states) > 1 else (start,)  # no tensor for a number
         fresh = torch.full(x.shape, start, dtype=dtype, device=x.device)
         return (fresh, False) if len(states) > 1 else (fresh,)
 
@@ -285,7 +296,7 @@ class TernaryMembraneLIFNode(_QuantizedMembraneNode):
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
         )
-        self.tau = _time_constant(self, "tau", tau)
+        self.tau = time_constant(self, "tau", tau)
         self.decay_input = decay_input
         self.install(membrane, learnable_threshold, channels, spatial_gate)
 
@@ -323,7 +334,7 @@ class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
         super().__init__(
             v_threshold, v_reset, surrogate_function, detach_reset, step_mode, store_v_seq
         )
-        start = -math.log(_time_constant(self, "init_tau", init_tau) - 1)
+        start = -math.log(time_constant(self, "init_tau", init_tau) - 1)
         self.w = nn.Parameter(torch.tensor(start))
         self.decay_input = decay_input
         self.install(membrane, learnable_threshold, channels, spatial_gate)
@@ -335,22 +346,3 @@ class TernaryMembraneParametricLIFNode(_QuantizedMembraneNode):
     def extra_repr(self) -> str:
         tau = 1 / self.w.detach().sigmoid().item()
         return f"{super().extra_repr()}, tau={tau:.4g}, decay_input={self.decay_input}"
-
-
-def _number(owner: object, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(
-            f"{type(owner).__name__}({name}={value!r}): must be a finite number. "
-            "A threshold that learns is learnable_threshold=LearnableThreshold()."
-        )
-    return float(value)
-
-
-def _time_constant(owner: object, name: str, value: object) -> float:
-    tau = _number(owner, name, value)
-    if tau <= 1:
-        raise ConfigError(
-            f"{type(owner).__name__}({name}={value!r}): must be above 1. "
-            "An integrator without leak is TernaryMembraneIFNode."
-        )
-    return tau

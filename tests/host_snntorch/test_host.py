@@ -22,7 +22,7 @@ from spquant_plugin.modules.neuron import QuantizedNeuron
 from spquant_plugin.modules.quantized_layer import QuantizedLayer
 from spquant_plugin.snntorch import neuron as st
 from spquant_plugin.snntorch.layer import QuantizedConv2d, QuantizedLinear, QuantizedOneToOne
-from spquant_plugin.snntorch.surrogate import Triangle
+from spquant_plugin.snntorch.surrogate import ATan, Triangle
 
 MEMBRANE = spq.SpQuantConfig(membrane=spq.TernaryMembrane())
 QUANT = spq.presets.quant_snn(weight_bits=2)
@@ -561,6 +561,17 @@ def test_trap_7_a_last_smaller_batch_starts_anew():
     assert expected.sum() > 0
     run_hidden(net, x)
     assert torch.equal(run_hidden(net, x[:, :3]), expected)
+
+
+@pytest.mark.parametrize("kind", [snn.Leaky, snn.Lapicque])
+def test_a_surrogate_that_is_a_module_gives_way_to_the_configuration(kind):
+    """The host keeps it among a neuron's children, which conversion carries over."""
+    net = nn.Sequential(nn.Linear(3, 2), kind(beta=0.5, spike_grad=ATan(3.0), init_hidden=True))
+    kept = spq.convert(net, MEMBRANE)
+    assert (type(kept[1].spike_grad), kept[1].spike_grad.alpha) == (ATan, 3.0)
+    replaced = spq.convert(net, spq.SpQuantConfig(surrogate=spq.Triangle(0.5)))
+    assert (type(replaced[1].spike_grad), replaced[1].spike_grad.width) == (Triangle, 0.5)
+    assert type(net[1].spike_grad) is ATan
 
 
 def test_trap_7_a_closure_of_the_host_does_not_pickle_and_our_surrogate_does():
