@@ -66,11 +66,12 @@ class Sizes:
     steps: tuple[int, ...] = (2, 4, 8, 16, 32)
     repeats: int = 30
     copied: int = 2**29  # bytes: far more than caches hold
-    net: tuple[int, int, int] = (25, 128, 512)  # steps, batch, width
+    net: tuple[int, int] = (25, 512)  # steps, width
+    batches: tuple[int, ...] = (16, 64, 128)
     first: tuple[str, ...] = (COMPILED, HOST_COMPILED)  # whose first call
 
 
-QUICK = Sizes((3, 2, 4, 8, 8), (2, 4), 3, 2**20, (3, 4, 16), (COMPILED,))
+QUICK = Sizes((3, 2, 4, 8, 8), (2, 4), 3, 2**20, (3, 16), (2, 4), (COMPILED,))
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,9 @@ def first_call(shape: tuple[int, ...], device: str, name: str) -> None:
     print(json.dumps({"first_s": seconds[0], "second_s": seconds[1]}))
 
 
-def snntorch_network(sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
+def snntorch_network(sizes: Sizes, batch: int, device: str) -> dict[str, dict[str, float]]:
     """Forward and backward of a snnTorch Sequential: the loop over time, and layer by layer."""
-    steps, batch, width = sizes.net
+    steps, width = sizes.net
     layers: list[nn.Module] = []
     for _ in range(3):
         neuron = snntorch.Leaky(beta=0.5, init_hidden=True, reset_mechanism="zero")
@@ -294,7 +295,7 @@ def snntorch_network(sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
         return Case(once, net.zero_grad)
 
     cases = {UNCONVERTED: step(plain, loop), LOOP: step(net, loop), RUN: step(net, run)}
-    return in_turns(cases, device, sizes.repeats, "snnTorch Sequential")
+    return in_turns(cases, device, sizes.repeats, f"snnTorch Sequential, batch {batch}")
 
 
 def deviation(sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
@@ -336,7 +337,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             sizes, device, [name for name in sizes.first if name in compared]
         ),
         "net": sizes.net,
-        "snntorch": snntorch_network(sizes, device),
+        "snntorch": {str(batch): snntorch_network(sizes, batch, device) for batch in sizes.batches},
         "deviation": deviation(sizes, device),
     }
 

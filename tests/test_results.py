@@ -23,6 +23,7 @@ def example(monkeypatch):
     for name in (
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
         *("gates", "gate_figure", "gate_training"),
+        *("benchmark_neuron", "benchmark_neuron_tables", "benchmark_training", "benchmarking"),
     ):
         sys.modules.pop(name, None)
 
@@ -32,6 +33,14 @@ def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, exam
     script = example(name)
     measured = script.read(RESULTS / f"{name}.jsonl")
     assert script.table(measured).strip() == (RESULTS / f"{name}.txt").read_text().strip()
+
+
+@pytest.mark.parametrize("name", ["benchmark_neuron", "benchmark_training"])
+def test_a_stored_benchmark_is_what_its_script_prints_of_the_measurement(name, example):
+    measured = example("measurements").stored(RESULTS / f"{name}.jsonl")
+    printed = example(name).table(measured)
+    assert printed.strip() == (RESULTS / f"{name}.txt").read_text().strip()
+    assert "QUICK" not in printed
 
 
 def test_every_row_has_five_seeds_and_equal_epochs():
