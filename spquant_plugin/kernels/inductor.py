@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import TritonMissing
@@ -21,7 +22,7 @@ from .build import NoCompiler
 from .inputs import Gradients, Inputs, Needs, Outputs, Wanted
 from .rule import Rule
 
-OPTIONS: Any = {
+OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,  # also switches the contraction of Triton off
     "eager_numerics.division_rounding": True,
     "cpp.enable_floating_point_contract_flag": "off",
@@ -52,7 +53,9 @@ def _compiled(
     # of one rule may differ in all that makes it compile anew.
     code = function.__code__.replace(co_name=f"{function.__name__}_{steps}_steps")
     own = FunctionType(code, function.__globals__, code.co_name)
-    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=OPTIONS)
+    known = torch._inductor.config.get_config_copy()
+    options = {name: value for name, value in OPTIONS.items() if name in known}
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
     def run(*arguments: Any) -> Any:
         try:
