@@ -69,11 +69,10 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, rest = _split(arguments)
     x, wanted = inputs.x, Wanted(*rest[N_RULE:])
     wide = state_dtype(x)
-    sequence = x.new_empty(x.shape, dtype=wide)
     return (
         x.new_empty(x.shape),
         x.new_empty(x.shape[1:], dtype=wide),
-        sequence if wanted.potentials else x.new_empty(0),
+        x.new_empty(x.shape, dtype=wide) if wanted.potentials else x.new_empty(0),
         x.new_empty(x.shape, dtype=wide) if wanted.membranes else x.new_empty(0),
         x.new_empty(x.shape, dtype=getattr(torch, CODES[wanted.code_bits]))
         if wanted.code_bits

@@ -55,6 +55,10 @@ class Rule(NamedTuple):
 
 def check_rule(rule: Rule) -> None:
     """Refuse what is no rule."""
+    if not isinstance(rule, Rule):
+        raise KernelError(
+            f"rule={rule!r}: must be a Rule. Use spquant_plugin.kernels.Rule(reset=...)."
+        )
     for name, choices in (
         ("reset", RESETS),
         ("slope", SLOPES),

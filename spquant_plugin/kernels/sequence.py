@@ -97,6 +97,11 @@ class _Layout:
         """One value for each neuron, flat."""
         if value is None:
             return None
+        if not isinstance(value, Tensor):
+            raise KernelError(
+                f"{name}={value!r}: must be a tensor like one step of the input, "
+                f"{tuple(self.shape)}. Use torch.full, or leave it out to start at rest."
+            )
         if value.shape != self.shape or value.device != self.device:
             raise KernelError(
                 f"{name} of shape {tuple(value.shape)} on {value.device}: must be like one step of "
@@ -106,6 +111,8 @@ class _Layout:
 
     def constant(self, name: str, value: Tensor | float) -> Tensor:
         """A constant of the layer: one number, or one for each neuron, flat."""
+        if not isinstance(value, Tensor | float | int):
+            raise KernelError(f"{name}={value!r}: must be a number or a tensor. Pass one of them.")
         if not isinstance(value, Tensor):
             return torch.full((), value, dtype=self.dtype, device=self.device)
         if value.device != self.device:

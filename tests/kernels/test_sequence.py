@@ -338,6 +338,26 @@ def test_rules_that_are_none(fields, match):
     refused(match, rule=Rule()._replace(**fields))
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"threshold": "high"}, "threshold='high'.*number or a tensor"),
+        ({"decay": None}, "decay=None.*number or a tensor"),
+        ({"gain": [0.5]}, r"gain=\[0.5\].*number or a tensor"),
+        ({"state": 0.0}, "state=0.0.*must be a tensor like one step"),
+    ],
+)
+def test_constants_and_states_of_another_kind(options, match):
+    given = {"threshold": 1.0, "decay": 0.5, **options}
+    with pytest.raises(KernelError, match=match):
+        membrane_sequence(torch.zeros(2, 1, 3), Rule(), **given)
+
+
+def test_a_rule_is_a_rule():
+    with pytest.raises(KernelError, match=r"rule='hard'.*must be a Rule"):
+        membrane_sequence(torch.zeros(2, 1, 3), "hard", threshold=1.0, decay=0.5)
+
+
 UNITS = """
 import math, torch
 from spquant_plugin.errors import KernelError
