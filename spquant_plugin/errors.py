@@ -73,6 +73,10 @@ class GateWarning(SpQuantWarning):
     """The gates of a network did not reach their target."""
 
 
+class AnalysisWarning(SpQuantWarning):
+    """A report was made, of something that says little."""
+
+
 class KernelWarning(SpQuantWarning):
     """A fast path is not available here, and a slower one with the same results is taken."""
 

@@ -1,13 +1,20 @@
-"""What a network costs: memory, sparsity and operations, as tables, records and plots."""
+"""What a network costs: memory, sparsity, operations and energy, as tables, records and plots."""
 
+from . import agreement
 from .comparison import Comparison, compare
+from .energy import EnergyReport, EnergyRow
+from .energy_tables import EnergyTable
+from .measuring import analyze
 from .memory import MemoryReport, MemoryRow
 from .operations import OperationReport, OperationRow
-from .report import Report, analyze
+from .report import Report
 from .sparsity import SparsityReport, SparsityRow
 
 __all__ = [
     "Comparison",
+    "EnergyReport",
+    "EnergyRow",
+    "EnergyTable",
     "MemoryReport",
     "MemoryRow",
     "OperationReport",
@@ -15,6 +22,7 @@ __all__ = [
     "Report",
     "SparsityReport",
     "SparsityRow",
+    "agreement",
     "analyze",
     "compare",
 ]

@@ -35,9 +35,8 @@ def batch_size(run: DryRun) -> int:
 
     1 for a sample without a batch dimension: a weight layer shows that by what it read. Modules
     that the sample reaches are asked; all, where it is lost on its way to them (through numpy).
-    Where nothing keeps a state, the first weight layer tells.
     """
-    hosts, first, layers = Hosts(), dict[str, int](), list[int]()
+    hosts, first = Hosts(), dict[str, int]()
     for path, module in run.model.named_modules():
         layout = layout_of(run, path, module, kind_of(module, hosts))
         if layout is not None and layout.shape:
@@ -47,8 +46,17 @@ def batch_size(run: DryRun) -> int:
         read = run.calls[path].input_shape
         if path in run.fed and len(read) < module.weight.ndim:
             return 1
-        # Time comes first where a layer reads one axis more than it needs.
-        timed = len(read) > max(module.weight.ndim, 2)
-        layers.append(read[int(timed)] if len(read) >= module.weight.ndim else 1)
     fed = [size for path, size in first.items() if path in run.fed]
-    return min(fed or first.values() or layers[:1], default=1)
+    return min(fed or first.values(), default=1)
+
+
+def divisor(run: DryRun, path: str, module: nn.Module, kind: str) -> int:
+    """What counts of a module are divided by: the samples, or the batches where it sees constants.
+
+    A sample that is lost on its way to a module (through numpy) shows by the size of its batch.
+    """
+    if path in run.fed or path not in run.calls:
+        return run.samples
+    layout = layout_of(run, path, module, kind)
+    outer = run.calls[path].input_shape[:2] if layout is None else layout.shape[:1]
+    return run.samples if run.first_batch in outer else run.batches

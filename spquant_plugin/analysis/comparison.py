@@ -12,7 +12,7 @@ from ..errors import AnalysisError
 from ..table import render
 from .plots import plot_comparison
 from .report import Report
-from .units import bytes_text, count_text, ratio_text, table_markdown
+from .units import bytes_text, count_text, joules_text, ratio_text, table_markdown
 
 PARTS = ("weight", "membrane", "spike", "other", "total")
 
@@ -21,8 +21,8 @@ COUNTS = ("effective", "gates", "total")
 HEADER = (
     *("model", "mode", "weights", "ratio", "membranes", "ratio"),
     *("spikes", "ratio", "total", "ratio", "other", "accumulates", "ratio"),
+    *("operations", "ratio", "energy", "ratio"),
 )
-WITH_GATES = ("with gates", "ratio")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,17 @@ class Comparison:
         return first / own if own else None
 
     def operation_ratio(self, index: int, count: str = "total") -> float | None:
-        """The same for operations: ``"effective"`` accumulates, or the ``"total"`` with gates."""
+        """The same for operations: ``"effective"`` accumulates, or the ``"total"``."""
         first, own = (
             getattr(report.operations, count) for report in (self.reports[0], self.reports[index])
+        )
+        return first / own if own else None
+
+    def energy_ratio(self, index: int, model: str = "compute_and_memory") -> float | None:
+        """The same for energy, under one of the named models."""
+        first, own = (
+            dict(report.energy.models).get(model, 0.0)
+            for report in (self.reports[0], self.reports[index])
         )
         return first / own if own else None
 
@@ -60,7 +68,14 @@ class Comparison:
                 count: self.operation_ratio(index, count) for count in ("effective", "total")
             }
             memory = {"name": name, "mode": report.memory.mode, **sizes, "ratios": ratios}
-            rows.append({**memory, "operations": operations})
+            models = dict(report.energy.models)
+            energy = {
+                "table": report.energy.table_name,
+                "total_pj": report.energy.total_pj,
+                "models": models,
+                "ratios": {model: self.energy_ratio(index, model) for model in models},
+            }
+            rows.append({**memory, "operations": operations, "energy": energy})
         return {"rows": rows}
 
     def to_json(self, indent: int | None = None) -> str:
@@ -75,23 +90,17 @@ class Comparison:
                 cells.append(bytes_text(getattr(report.memory, f"{part}_bytes")))
                 cells.append(ratio_text(self.ratio(index, part)))
             cells.append(bytes_text(report.memory.other_bytes))
-            for count in ("effective", "total") if self._gated else ("effective",):
+            for count in ("effective", "total"):
                 cells.append(count_text(getattr(report.operations, count)))
                 cells.append(ratio_text(self.operation_ratio(index, count)))
+            cells.append(joules_text(report.energy.total_pj))
+            cells.append(ratio_text(self.energy_ratio(index)))
             lines.append(tuple(cells))
         return lines
 
-    @property
-    def _gated(self) -> bool:
-        return any(report.operations.gates for report in self.reports)
-
-    @property
-    def _header(self) -> tuple[str, ...]:
-        return HEADER + WITH_GATES if self._gated else HEADER
-
     def table(self) -> str:
         """The comparison as text."""
-        return "\n".join([render(self._header, self._lines()), "", *self._footnotes()])
+        return "\n".join([render(HEADER, self._lines()), "", *self._footnotes()])
 
     __str__ = table
 
@@ -100,7 +109,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The comparison as a Markdown table."""
-        body = table_markdown(self._header, self._lines(), text_columns=(0, 1))
+        body = table_markdown(HEADER, self._lines(), text_columns=(0, 1))
         return "\n\n".join([body, *self._footnotes()]) + "\n"
 
     def _footnotes(self) -> list[str]:
@@ -112,13 +121,21 @@ class Comparison:
         elif "measured" in modes:
             total += ", and other where measured"
         counted = "accumulates = effective ones per sample, over all its steps"
-        gates = "; with gates = and what the gates' own decisions take" if self._gated else ""
-        return [f"bytes per sample; 2x is half of {self.names[0]}; {total}", counted + gates]
+        own = "operations = and what neurons and gates take themselves"
+        tables = ", ".join(dict.fromkeys(report.energy.table_name for report in self.reports))
+        return [
+            f"bytes per sample; 2x is half of {self.names[0]}; {total}",
+            f"{counted}; {own}",
+            f"energy = compute and memory at {tables}",
+        ]
 
     def plot(self) -> Any:
-        """A matplotlib figure: memory and operations, a bar for each report."""
+        """A matplotlib figure: memory, operations and energy, a bar for each report."""
         memories = [report.memory for report in self.reports]
-        return plot_comparison(self.names, memories, [report.operations for report in self.reports])
+        operations = [report.operations for report in self.reports]
+        return plot_comparison(
+            self.names, memories, operations, [report.energy for report in self.reports]
+        )
 
 
 def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:
@@ -130,7 +147,7 @@ def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:
     >>> from spikingjelly.activation_based import layer, neuron
     >>> net = torch.nn.Sequential(layer.Linear(4, 8), neuron.LIFNode())
     >>> ternary = spq.convert(net, spq.SpQuantConfig(membrane=spq.TernaryMembrane()))
-    >>> x = torch.zeros(1, 4)
+    >>> x = torch.full((1, 4), 9.0)
     >>> both = spq.compare(spq.analyze(net, x), spq.analyze(ternary, x), names=["float", "ternary"])
     >>> both.to_dict()["rows"][1]["ratios"]["membrane"]
     16.0

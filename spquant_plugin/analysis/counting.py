@@ -25,14 +25,8 @@ LATENT = (
 def count_memory(run: DryRun, mode: str) -> MemoryReport:
     """Count every module with weights or state of the network that ran."""
     counter = _Counter(run, mode)
-    rows = counter.rows()
-    if not any(row.kind in ("weights", "neuron") for row in rows):
-        raise AnalysisError(
-            f"{type(run.model).__name__}: holds no weight layer and no spiking neuron: a report "
-            "needs at least one. Pass a network of SpikingJelly or snnTorch."
-        )
     latent = mode == "measured" and counter.quantized
-    return MemoryReport(mode, tuple(rows), (LATENT,) if latent else ())
+    return MemoryReport(mode, tuple(counter.rows()), (LATENT,) if latent else ())
 
 
 def is_quantized(model: nn.Module) -> bool:

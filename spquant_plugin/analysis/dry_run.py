@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..convert.hosts import Hosts
-from ..convert.trace import INPUT, as_arguments, trace
-from ..errors import AnalysisError
+from ..convert.hosts import Hosts, reset
+from ..convert.trace import INPUT, as_arguments, cannot_run, quiet_copy, trace
+from ..errors import AnalysisError, SampleError
 from .modules import kind_of
 
 
@@ -47,6 +48,7 @@ class Calls:
 class DryRun:
     """The copy that ran, and the calls by path (the first path of a shared module).
 
+    ``samples`` and ``batches`` are all that were run, ``first_batch`` samples in the first.
     ``read`` holds for each module the paths of the weight layers and neurons that it read, ``fed``
     the paths that the sample reaches; others see constants, which have no batch.
     """
@@ -55,6 +57,9 @@ class DryRun:
     calls: dict[str, Calls] = field(default_factory=dict)
     read: dict[str, frozenset[str]] = field(default_factory=dict)
     fed: set[str] = field(default_factory=set)
+    samples: int = 1
+    first_batch: int = 1
+    batches: int = 1
 
 
 def dry_run(
@@ -64,8 +69,7 @@ def dry_run(
 
     ``watch`` is given the copy before it runs, to hang hooks of its own into it.
     """
-    if timesteps is not None:
-        _check_timesteps(sample, timesteps)
+    _check_timesteps(sample, timesteps)
     found: list[DryRun] = []
     # Named like the model: the error of a sample that does not fit names the class that ran.
     watched = type(type(model).__name__, (_Watched,), {})(model, timesteps, found, watch)
@@ -79,6 +83,41 @@ def dry_run(
     }
     run.fed = _fed_by_the_sample(run.read)
     return run
+
+
+def run_further(
+    first: DryRun,
+    model: nn.Module,
+    batches: Iterable[Any],
+    timesteps: int | None,
+    watch: Callable[[nn.Module], None],
+) -> Generator[DryRun, None, None]:
+    """Run the batches after the first, each from rest, and give what each showed.
+
+    Another copy, because the first one traces where its tensors come from, which takes time.
+    """
+    batches = iter(batches)
+    second = list(islice(batches, 1))
+    if not second:
+        return
+    with quiet_copy(model) as copy:
+        run = DryRun(copy, read=first.read, fed=first.fed)
+        _take_notes(run)
+        watch(copy)
+        for number, batch in enumerate(chain(second, batches), 2):
+            run.calls.clear()
+            reset(copy)
+            try:
+                _check_timesteps(batch, timesteps)
+                # Clones, because a layer that works in place would change what the caller holds.
+                args, kwargs = as_arguments(tree_map_only(Tensor, Tensor.clone, batch))
+            except (AnalysisError, SampleError) as error:
+                raise type(error)(f"batch {number}, {error}") from None
+            try:
+                call_model(copy, timesteps, args, kwargs)
+            except Exception as error:
+                raise cannot_run(model, batch, error, f"batch {number}, ") from error
+            yield run
 
 
 def _inner(path: str) -> str:
@@ -113,17 +152,27 @@ class _Watched(nn.Module):
         self.watch = lambda model: watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        run, hosts = DryRun(self.model), Hosts()
-        for path, module in self.model.named_modules():
-            module.register_forward_hook(_note(run, path, hosts), with_kwargs=True)
+        run = DryRun(self.model)
+        _take_notes(run)
         self.report(run)
         self.watch(self.model)
-        if self.timesteps is None:
-            self.model(*args, **kwargs)
-            return
-        for step in range(self.timesteps):
-            now_args, now_kwargs = tree_map_only(Tensor, itemgetter(step), (args, kwargs))
-            self.model(*now_args, **now_kwargs)
+        call_model(self.model, self.timesteps, args, kwargs)
+
+
+def call_model(model: nn.Module, timesteps: int | None, args: Any, kwargs: Any) -> None:
+    """Once, or in a loop over the first axis of what is given."""
+    if timesteps is None:
+        model(*args, **kwargs)
+        return
+    for step in range(timesteps):
+        now_args, now_kwargs = tree_map_only(Tensor, itemgetter(step), (args, kwargs))
+        model(*now_args, **now_kwargs)
+
+
+def _take_notes(run: DryRun) -> None:
+    hosts = Hosts()
+    for path, module in run.model.named_modules():
+        module.register_forward_hook(_note(run, path, hosts), with_kwargs=True)
 
 
 def _note(run: DryRun, path: str, hosts: Hosts) -> Callable[..., None]:
@@ -155,6 +204,8 @@ def first_tensor(values: Any) -> Tensor | None:
 
 
 def _check_timesteps(sample: Any, timesteps: object) -> None:
+    if timesteps is None:
+        return
     whole = isinstance(timesteps, numbers.Integral) and not isinstance(timesteps, bool)
     if not whole or timesteps < 1:  # type: ignore[operator]
         raise AnalysisError(

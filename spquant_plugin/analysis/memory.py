@@ -33,7 +33,8 @@ class MemoryRow:
     neuron), ``other`` or ``shared`` (counted at its first path). ``state_bits`` are the bits per
     neuron of states beside the membrane, such as ``syn``; they are part of ``membrane_bytes``.
     ``parameters`` is the number of the module's own parameters, weights and biases alike, each
-    counted once in the whole network.
+    counted once in the whole network. ``saved_bytes`` is what training keeps of the module for the
+    backward pass, 0 where that was not asked for.
     """
 
     path: str
@@ -51,6 +52,7 @@ class MemoryRow:
     membrane_bytes: float = 0.0
     spike_bytes: float = 0.0
     other_bytes: float = 0.0
+    saved_bytes: float = 0.0
     note: str = ""
 
     def cells(self) -> tuple[str, ...]:
@@ -91,13 +93,16 @@ HEADER = (
 
 @dataclass(frozen=True)
 class MemoryReport(ReportPart[MemoryRow]):
-    """The memory part of a report: totals in bytes per sample, and a row for each module."""
+    """The memory part of a report: totals in bytes per sample, and a row for each module.
 
-    header = HEADER
+    ``training_bytes`` is what one sample's training forward saves for the backward pass; None where
+    that was not measured.
+    """
 
     mode: str
     layers: tuple[MemoryRow, ...]
     notes: tuple[str, ...] = ()
+    training_bytes: float | None = None
 
     @property
     def weight_bytes(self) -> float:
@@ -125,6 +130,11 @@ class MemoryReport(ReportPart[MemoryRow]):
         total = self.weight_bytes + self.membrane_bytes + self.spike_bytes
         return total + self.other_bytes if self.mode == "measured" else total
 
+    @property
+    def header(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Its own column for what training saves, where that was measured."""
+        return HEADER if self.training_bytes is None else (*HEADER[:-1], "saved", HEADER[-1])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the totals, the mode, and ``layers``, a list with a record per row."""
         return {
@@ -134,6 +144,7 @@ class MemoryReport(ReportPart[MemoryRow]):
             "spike_bytes": self.spike_bytes,
             "other_bytes": self.other_bytes,
             "total_bytes": self.total_bytes,
+            "training_bytes": self.training_bytes,
             "notes": list(self.notes),
             "layers": [asdict(row) for row in self.layers],
         }
@@ -153,8 +164,12 @@ class MemoryReport(ReportPart[MemoryRow]):
                 f"total {bytes_text(self.total_bytes)} = {sums}; other (biases, norms, thresholds, "
                 f"decays, scales), {bytes_text(self.other_bytes)}, is not in it"
             )
+        notes = self.notes
+        if self.training_bytes is not None:
+            held = bytes_text(self.training_bytes)
+            notes = (f"saved for backward {held} per sample, in no total: see its column", *notes)
         units = "kB and MB are 10^3 and 10^6 bytes; bits are stored bits (information in brackets)"
-        return (total, units, *self.notes)
+        return (total, units, *notes)
 
     def lines(self) -> list[tuple[str, ...]]:
         """All rows and the sums, as text."""
@@ -171,4 +186,11 @@ class MemoryReport(ReportPart[MemoryRow]):
             bytes_text(self.other_bytes),
             "",
         )
-        return [*(row.cells() for row in self.layers), total]
+        lines = [*(row.cells() for row in self.layers), total]
+        if self.training_bytes is None:
+            return lines
+        saved = [*(row.saved_bytes for row in self.layers), self.training_bytes]
+        return [
+            (*line[:-1], bytes_text(size) if size else "", line[-1])
+            for line, size in zip(lines, saved, strict=True)
+        ]

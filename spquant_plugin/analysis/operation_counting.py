@@ -5,36 +5,37 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..convert.hosts import Hosts
 from ..modules.gates import ChannelGate, SpatialGate, own_gate
-from .batch import batch_size
+from .batch import divisor
 from .dry_run import DryRun
+from .masks import masks_behind
 from .modules import computes_in_its_own_way, kind_of
+from .neuron_updates import neuron_row
+from .numbers import input_bits, numbers_of, sum_bits
 from .operations import OperationReport, OperationRow
 from .pairs import is_countable
-from .tally import GateTally, LayerTally, Tallies, own_spatial_gate, total
+from .tally import GateTally, LayerTally, Tallies
 
 
 def count_operations(run: DryRun, tallies: Tallies) -> OperationReport:
-    """A row for each weight layer and each gate of the network that ran."""
+    """A row for each weight layer, spiking neuron layer and gate of the network that ran."""
     counter = _Counter(run, tallies)
     rows = [counter.row(path, module) for path, module in counter.modules.items()]
     return OperationReport(tuple(row for row in rows if row is not None))
 
 
 class _Counter:
-    """Turns tallies of the whole batch into rows per sample."""
+    """Turns tallies of all batches into rows per sample."""
 
     def __init__(self, run: DryRun, tallies: Tallies) -> None:
         self.run, self.tallies, self.hosts = run, tallies, Hosts()
-        self.batch = batch_size(run)
         self.modules = dict(run.model.named_modules())
         self.paths = {id(module): path for path, module in self.modules.items()}
         self.kinds = {path: kind_of(module, self.hosts) for path, module in self.modules.items()}
-        self.targets = self._targets()
+        self.masks = masks_behind(run)
 
     def row(self, path: str, module: nn.Module) -> OperationRow | None:
         row = OperationRow(path, type(module).__name__)
@@ -42,6 +43,8 @@ class _Counter:
             return self._gate_row(row, self.tallies.channel_gates.get(path), module)
         if isinstance(module, SpatialGate):
             return self._gate_row(row, self.tallies.spatial_gates.get(path), module)
+        if self.kinds[path] == "neuron":
+            return neuron_row(row, module, self.tallies.neurons.get(path), self.run, self.hosts)
         if self.kinds[path] != "weights":
             return None
         tally = self.tallies.layers.get(path)
@@ -65,26 +68,16 @@ class _Counter:
     def _layer_row(self, row: OperationRow, module: nn.Module, tally: LayerTally) -> OperationRow:
         gate = own_gate(module)
         closed = None if gate is None else self.tallies.channel_gates.get(self.paths[id(gate)])
-        spatial = self._spatial_gate_behind(row.path)
-        masked = None
-        if spatial is not None:
-            masked = self.tallies.spatial_gates.get(self.paths[id(spatial)])
+        masked = self.tallies.spatial_gates.get(self.masks.get(row.path, ""))
         notes = []
         if computes_in_its_own_way(module, self.hosts):
             notes.append("computes in a way of its own, counted as a plain layer")
         if tally.unanswered:
             notes.append("its gate did not decide on every call: open there")
-        spared = 0
-        if spatial is not None and masked is not None and spatial.score == "prior":
-            known = _spared(tally.pixels, masked.kept)
-            spared = known or 0
-            if known is None:
-                notes.append("its pixels are not those that its neuron masks: all are computed")
-        # A layer that sees constants only has no batch.
-        share = 1
-        if row.path in self.run.fed or self.batch in tally.outer:
-            share = self.batch
-        effective = (tally.open - spared) / share
+        if tally.unlike:
+            notes.append("its pixels are not those that its neuron masks: all are computed")
+        share = divisor(self.run, row.path, module, "weights")
+        effective = (tally.open - tally.spared) / share
         return replace(
             self._with_eq30(row, module, tally, share, _shut(closed), _shut(masked)),
             kind="AC" if tally.binary else "MAC",
@@ -93,6 +86,13 @@ class _Counter:
             effective=effective,
             acs=effective if tally.binary else 0.0,
             macs=0.0 if tally.binary else effective,
+            numbers=numbers_of(module, tally),
+            sum_bits=sum_bits(module, tally),
+            inputs=tally.inputs / share,
+            input_size=tally.inputs / tally.rows,
+            input_bits=input_bits(module, tally),
+            outputs=tally.outputs / share,
+            weights=tally.weights,
             note="; ".join(notes),
         )
 
@@ -116,42 +116,8 @@ class _Counter:
             row,
             eq30=2 * open_outputs * kernel + steps * open_outputs * (1 - masked),
             eq30_ungated=2 * outputs * kernel + steps * outputs,
+            eq30_convolution=2 * open_outputs * kernel,
         )
-
-    # Who reads a layer's current.
-
-    def _targets(self) -> dict[str, str]:
-        """For each weight layer the one neuron that reads its current, where nothing else does."""
-        owners = {
-            self.paths[id(gate)]: path
-            for path, module in self.modules.items()
-            if (gate := own_gate(module)) is not None
-        }
-        readers: dict[str, set[str]] = {}
-        for path, sources in self.run.read.items():
-            gates = isinstance(self.modules.get(path), ChannelGate)
-            if gates or self.kinds.get(path) not in ("weights", "neuron", "state"):
-                continue
-            for source in sources:
-                for layer in self._behind(source, owners):
-                    readers.setdefault(layer, set()).add(path)
-        return {
-            layer: next(iter(found))
-            for layer, found in readers.items()
-            if len(found) == 1 and self.kinds[next(iter(found))] == "neuron"
-        }
-
-    def _behind(self, source: str, owners: dict[str, str]) -> frozenset[str]:
-        """What a gate, which renews what a tensor carries, was given itself."""
-        if source in owners:
-            return frozenset({owners[source]})
-        if isinstance(self.modules.get(source), ChannelGate):
-            return self.run.read[source]
-        return frozenset({source})
-
-    def _spatial_gate_behind(self, path: str) -> SpatialGate | None:
-        target = self.targets.get(path)
-        return None if target is None else own_spatial_gate(self.modules[target])
 
     # Gates.
 
@@ -160,14 +126,14 @@ class _Counter:
     ) -> OperationRow:
         if tally is None:
             return replace(row, note="not called by the sample")
-        acs, macs = tally.additions / self.batch, tally.multiplications / self.batch
-        comparisons = tally.comparisons / self.batch
+        acs, macs = tally.additions / self.run.samples, tally.multiplications / self.run.samples
+        comparisons = tally.comparisons / self.run.samples
         effective = acs + macs + comparisons
         softmax = isinstance(gate, ChannelGate) and gate.rule.score == "softmax"
         return replace(
             row,
             kind="gate",
-            dense=tally.dense / self.batch,
+            dense=tally.dense / self.run.samples,
             nonzero=effective,
             effective=effective,
             acs=acs,
@@ -179,11 +145,3 @@ class _Counter:
 
 def _shut(tally: GateTally | None) -> float:
     return 0.0 if tally is None else tally.shut / tally.decided
-
-
-def _spared(pixels: list[Tensor], kept: list[Tensor]) -> int | None:
-    """Accumulates of pixels that were masked before they were computed; None on other grids."""
-    if not pixels or not kept:
-        return None
-    counts, mask = torch.cat(pixels), torch.cat(kept)
-    return total(counts * ~mask) if counts.shape == mask.shape else None

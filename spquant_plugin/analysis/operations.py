@@ -22,8 +22,10 @@ CONVENTION = (
     "dense: every weight, whatever its value and its input's; zero padding is never counted",
     "effective: nonzero weight x nonzero input x open output channel; skipped: what gates took off",
     "AC: inputs were only 0 and 1, so weights are added; MAC: a product with its addition is one",
-    "gate: additions, products and comparisons of its decisions, not in the sum of layers",
-    "not counted: biases, norms, pooling, neurons, and products of activations (attention)",
+    "neuron, gate: their own additions, products and comparisons, not in the sum of layers",
+    "a neuron's step: a MAC for each decay (an AC in IF), an AC for each soft reset, a comparison;",
+    "quantised: level x decay is one of few constants, so an AC, and log2(levels) more comparisons",
+    "not counted: biases, norms, pooling, and products of activations (attention)",
     "Eq. 30 as printed: 2 C (1 - S_c) W H k^2 + T B C (1 - S_c) W H (1 - S_p), B = 1: it lacks",
     "input channels and gate costs, and counts the convolution once; ungated: S_c = S_p = 0",
 )
@@ -31,17 +33,28 @@ HEADER = (
     *("path", "kind", "dense", "effective", "share", "skipped"),
     *("Eq. 30", "ungated", "ratio", "note"),
 )
-NUMBERS = ("dense", "effective", "skipped", "gates", "total", "acs", "macs", "comparisons")
+NUMBERS = (
+    *("dense", "dense_acs", "dense_macs", "effective", "effective_acs", "effective_macs"),
+    *("skipped", "neurons", "gates", "total", "acs", "macs", "comparisons"),
+)
+LAYERS, NEURONS, GATES = ("AC", "MAC", "none"), ("neuron",), ("gate",)
 
 
 @dataclass(frozen=True)
 class OperationRow:
     """Operations of one module for one sample.
 
-    ``kind`` is ``AC`` (the inputs were only 0 and 1), ``MAC``, ``gate`` or ``none`` (not counted,
-    for the reason in ``note``). ``nonzero`` are the pairs of a nonzero weight and a nonzero input
-    before any gate, ``effective`` what is left after the gates; for a gate itself, what deciding
-    took. ``effective`` = ``acs`` + ``macs`` + ``comparisons``.
+    ``kind`` is ``AC`` (the inputs were only 0 and 1), ``MAC``, ``neuron``, ``gate`` or ``none``
+    (not counted, for the reason in ``note``). ``nonzero`` are the pairs of a nonzero weight and a
+    nonzero input before any gate, ``effective`` what is left after the gates; for a neuron or a
+    gate, what its own updates or decisions took. ``effective`` = ``acs`` + ``macs`` +
+    ``comparisons``.
+
+    ``numbers`` says what is added and multiplied, ``FP32``, ``FP16`` or ``INT``, ``sum_bits`` how
+    wide a sum of whole numbers may grow; ``inputs``, each of ``input_bits``, are read and
+    ``outputs`` made, over all steps of a sample; ``input_size`` of the inputs are those of one
+    step, or of one token. ``weights`` are those of the layer, and ``eq30_convolution`` is the first
+    of the two terms of ``eq30``.
     """
 
     path: str
@@ -55,6 +68,14 @@ class OperationRow:
     comparisons: float = 0.0
     eq30: float = 0.0
     eq30_ungated: float = 0.0
+    eq30_convolution: float = 0.0
+    numbers: str = ""
+    sum_bits: int = 0
+    inputs: float = 0.0
+    input_size: float = 0.0
+    input_bits: int = 0
+    outputs: float = 0.0
+    weights: int = 0
     note: str = ""
 
     @property
@@ -92,34 +113,58 @@ class OperationReport(ReportPart[OperationRow]):
 
     layers: tuple[OperationRow, ...] = ()
 
-    def _sum(self, name: str, *, gates: bool | None = None) -> float:
-        rows = (row for row in self.layers if gates is None or (row.kind == "gate") == gates)
-        return sum((getattr(row, name) for row in rows), 0.0)
+    def _sum(self, name: str, kinds: tuple[str, ...] = LAYERS + NEURONS + GATES) -> float:
+        return sum((getattr(row, name) for row in self.layers if row.kind in kinds), 0.0)
 
     @property
     def dense(self) -> float:
         """All weights of all layers, whatever their value and their input's."""
-        return self._sum("dense", gates=False)
+        return self._sum("dense", LAYERS)
+
+    @property
+    def dense_acs(self) -> float:
+        """Those of ``dense`` whose inputs are only 0 and 1."""
+        return self._sum("dense", ("AC",))
+
+    @property
+    def dense_macs(self) -> float:
+        """Those of ``dense`` whose inputs are other numbers too."""
+        return self._sum("dense", ("MAC",))
+
+    @property
+    def effective_acs(self) -> float:
+        """Those of ``effective`` whose inputs are only 0 and 1."""
+        return self._sum("effective", ("AC",))
+
+    @property
+    def effective_macs(self) -> float:
+        """Those of ``effective`` whose inputs are other numbers too."""
+        return self._sum("effective", ("MAC",))
 
     @property
     def effective(self) -> float:
         """Effective accumulates of all layers."""
-        return self._sum("effective", gates=False)
+        return self._sum("effective", LAYERS)
 
     @property
     def skipped(self) -> float:
         """Pairs of nonzeros that the gates took off."""
-        return self._sum("skipped", gates=False)
+        return self._sum("skipped", LAYERS)
+
+    @property
+    def neurons(self) -> float:
+        """What the neurons' own updates took."""
+        return self._sum("effective", NEURONS)
 
     @property
     def gates(self) -> float:
         """What the gates' own decisions took."""
-        return self._sum("effective", gates=True)
+        return self._sum("effective", GATES)
 
     @property
     def total(self) -> float:
-        """Effective accumulates and the gates' own operations."""
-        return self.effective + self.gates
+        """Effective accumulates, and the own operations of neurons and gates."""
+        return self.effective + self.neurons + self.gates
 
     @property
     def acs(self) -> float:
@@ -133,7 +178,7 @@ class OperationReport(ReportPart[OperationRow]):
 
     @property
     def comparisons(self) -> float:
-        """Comparisons of the total: gates only."""
+        """Comparisons of the total, of neurons and gates."""
         return self._sum("comparisons")
 
     @property
@@ -173,7 +218,10 @@ class OperationReport(ReportPart[OperationRow]):
     @property
     def footnotes(self) -> tuple[str, ...]:
         """What the total is, and the convention."""
-        parts = f"effective {count_text(self.effective)} + gates {count_text(self.gates)}"
+        parts = " + ".join(
+            f"{name} {count_text(getattr(self, name))}"
+            for name in ("effective", "neurons", "gates")
+        )
         kinds = ", ".join(
             f"{count_text(getattr(self, name))} {label}"
             for name, label in (("acs", "AC"), ("macs", "MAC"), ("comparisons", "comparisons"))

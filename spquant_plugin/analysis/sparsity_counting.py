@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
 from ..convert.hosts import Hosts
 from ..modules.gates import ChannelGate, SpatialGate
+from ..modules.quantized_layer import QuantizedLayer
 from .dry_run import DryRun
-from .modules import kind_of
+from .modules import kind_of, weights_of
 from .sparsity import SparsityReport, SparsityRow
-from .tally import GateTally, NeuronTally, Tallies
+from .tally import GateTally, LayerTally, LevelTally, NeuronTally, Tallies
 
 NOT_CALLED = "not called by the sample"
 
 
 def count_sparsity(run: DryRun, tallies: Tallies) -> SparsityReport:
-    """A row for each spiking neuron layer and each gate, in the order of the modules."""
+    """A row for each weight layer, spiking neuron layer and gate, in the order of the modules."""
     hosts, rows = Hosts(), []
     for path, module in run.model.named_modules():
         name = type(module).__name__
@@ -26,8 +32,33 @@ def count_sparsity(run: DryRun, tallies: Tallies) -> SparsityReport:
         elif kind_of(module, hosts) == "neuron":
             tally = tallies.neurons.get(path)
             rate = None if tally is None else tally.spikes / max(tally.outputs, 1)
-            rows.append(SparsityRow(path, name, firing_rate=rate, note=_note(tally)))
+            row = SparsityRow(path, name, firing_rate=rate, note=_note(tally))
+            rows.append(_with_levels(row, tallies.levels.get(path)))
+        elif kind_of(module, hosts) == "weights":
+            zeros = _zeros(module, tallies.layers.get(path))
+            if zeros is not None:
+                rows.append(SparsityRow(path, name, zero_weights=zeros))
     return SparsityReport(tuple(rows))
+
+
+def _zeros(module: nn.Module, tally: LayerTally | None) -> float | None:
+    """Share of zeros among the weights that a layer computes with; None where it has none."""
+    if tally is not None and tally.weights:
+        return tally.zero_weights / tally.weights
+    own: Any = module
+    quantized = isinstance(module, QuantizedLayer)
+    held = [own.quantized_weight()[0]] if quantized else weights_of(module)
+    count = sum(weight.numel() for weight in held)
+    zeros = sum(int((weight == 0).sum()) for weight in held)
+    return zeros / count if count else None
+
+
+def _with_levels(row: SparsityRow, tally: LevelTally | None) -> SparsityRow:
+    if tally is None:
+        return row
+    levels = tuple(range(tally.lowest, tally.highest + 1))
+    shares = tuple(tuple((counts / counts.sum()).tolist()) for counts in tally.steps)
+    return replace(row, levels=levels, level_shares=shares)
 
 
 def _shut(tally: GateTally | None) -> float | None:

@@ -1,26 +1,17 @@
-"""What layers, gates and neurons do in a dry run, counted call by call while it runs.
+"""What layers, neurons and gates did in a dry run: counts over all samples, steps and batches.
 
-Only counts are kept, no inputs: whole numbers, and for each layer that a gate may spare pixels of a
-map with one number per output pixel.
+Only counts are kept, no inputs. For each layer that a gate may spare pixels of there is a map with
+one number per output pixel, until its batch is settled.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..convert.hosts import Hosts
-from ..modules.gates import ChannelGate, SpatialGate, own_gate
-from ..modules.quantized_layer import QuantizedLayer
-from .dry_run import first_tensor
-from .modules import kind_of
-from .pairs import count_pairs, input_rows, is_countable, is_one_to_one
+__all__ = ["GateTally", "LayerTally", "LevelTally", "NeuronTally", "Tallies", "total"]
 
 
 @dataclass
@@ -28,14 +19,38 @@ class LayerTally:
     """One weight layer: pairs of a weight and an input, over all samples and steps."""
 
     rows: int = 0
-    outer: tuple[int, ...] = ()  # first axes of the input, one of which may be the batch
     space: tuple[int, ...] = ()
     dense: int = 0
     nonzero: int = 0
     open: int = 0
+    inputs: int = 0
+    outputs: int = 0
     binary: bool = True
-    pixels: list[Tensor] = field(default_factory=list)  # open pairs, [rows, *space] for each call
+    # Inputs are whole numbers over this power of two, as pooled spikes are; None for others.
+    halvings: int | None = 0
+    signed: bool = False
+    largest: float = 0.0  # of their magnitudes
+    weights: int = 0
+    zero_weights: int = 0
+    fan_in: int = 0  # weights that add up in one output
+    weight_steps: float = 0.0  # largest weight in units of the smallest that is not zero
+    spared: int = 0  # accumulates of pixels that were masked before they were computed
+    unlike: bool = False  # its pixels are not those that its neuron masks
     unanswered: int = 0  # calls that its gate did not follow
+    pixels: list[Tensor] = field(default_factory=list)  # open pairs, [rows, *space] for each call
+
+    def settle(self, masked: GateTally | None) -> None:
+        """Close a batch: what a gate of the neuron behind spared of the pixels."""
+        if masked is not None and self.pixels:
+            if _spaces(self.pixels) == _spaces(masked.kept):
+                counts, mask = (
+                    torch.cat([call.flatten() for call in calls])
+                    for calls in (self.pixels, masked.kept)
+                )
+                self.spared += total(counts * ~mask)
+            else:
+                self.unlike = True
+        self.pixels.clear()
 
 
 @dataclass
@@ -45,6 +60,36 @@ class NeuronTally:
     outputs: int = 0
     spikes: int = 0
     graded: bool = False
+
+
+@dataclass
+class LevelTally:
+    """How often one layer's stored membrane lay on each of its levels, step by step."""
+
+    lowest: int
+    highest: int
+    steps: list[Tensor] = field(default_factory=list)
+    now: int = 0
+
+    def add(self, membrane: Tensor, rest: float, unit: float) -> int:
+        """Take in what one step stored, and say how many levels are not zero."""
+        if self.now == len(self.steps):
+            self.steps.append(torch.zeros(self.highest - self.lowest + 1, dtype=torch.int64))
+        counts = self._counts(membrane, rest, unit)
+        self.steps[self.now] += counts
+        self.now += 1
+        at_zero = int(counts[-self.lowest]) if self.lowest <= 0 <= self.highest else 0
+        return membrane.numel() - at_zero
+
+    def _counts(self, membrane: Tensor, rest: float, unit: float) -> Tensor:
+        bins = self.highest - self.lowest + 1
+        if bins > 4:
+            levels = ((membrane - rest) / unit).round() - self.lowest
+            return torch.bincount(levels.flatten().long(), minlength=bins).cpu()
+        # For few levels comparisons half way between them are several times faster.
+        cuts = [rest + (self.lowest + k + 0.5) * unit for k in range(bins - 1)]
+        edges = [membrane.numel(), *(int((membrane > cut).count_nonzero()) for cut in cuts), 0]
+        return torch.tensor([edges[k] - edges[k + 1] for k in range(bins)])
 
 
 @dataclass
@@ -62,211 +107,27 @@ class GateTally:
 
 @dataclass
 class Tallies:
-    """Everything that :meth:`watch` saw, by the first path of each module."""
+    """Everything that was counted, by the first path of each module."""
 
     layers: dict[str, LayerTally] = field(default_factory=dict)
     neurons: dict[str, NeuronTally] = field(default_factory=dict)
+    levels: dict[str, LevelTally] = field(default_factory=dict)
     channel_gates: dict[str, GateTally] = field(default_factory=dict)
     spatial_gates: dict[str, GateTally] = field(default_factory=dict)
 
-    def watch(self, model: nn.Module) -> None:
-        """Hang hooks into a model that is thrown away after its run."""
-        modules = list(model.named_modules())
-        keeps_pixels = any(
-            isinstance(module, SpatialGate) and module.score == "prior" for _, module in modules
-        )
-        pending = _Pending(self.layers, keeps_pixels)
-        owners = {id(gate): path for path, module in modules if (gate := own_gate(module))}
-        hosts, levels = Hosts(), _Levels()
-        for path, module in modules:
-            hook: Callable[..., None] | None = None
-            if isinstance(module, ChannelGate):
-                levels.listen(module)
-                owner = owners.get(id(module))
-                hook = partial(self._channel_gate, path, owner, pending, levels)
-            elif isinstance(module, SpatialGate):
-                hook = partial(self._spatial_gate, path)
-            elif kind_of(module, hosts) == "neuron":
-                hook = partial(self._neuron, path)
-            elif kind_of(module, hosts) == "weights" and is_countable(module):
-                hook = partial(self._layer, path, pending, levels)
-            if hook is not None:
-                # Before a gate's own hooks, so that a layer is seen first and its gate after it.
-                module.register_forward_hook(hook, with_kwargs=True, prepend=True)
-
-    def _layer(
-        self,
-        path: str,
-        pending: _Pending,
-        levels: _Levels,
-        layer: nn.Module,
-        args: Any,
-        kwargs: Any,
-        output: Tensor,
-    ) -> None:
-        given = first_tensor((args, kwargs))
-        if given is None:
-            return
-        x, weight = operands(layer, given)
-        tally = self.layers.setdefault(path, LayerTally())
-        tally.binary = tally.binary and bool(((x == 0) | (x == 1)).all())
-        x = input_rows(layer, x)
-        tally.rows, tally.outer = tally.rows + x.shape[0], tuple(given.shape[:2])
-        tally.space = tuple(output.shape[output.ndim - (x.ndim - 2) :]) if x.ndim > 2 else ()
-        if is_one_to_one(layer):
-            tally.space = ()
-            tally.dense += output.numel()
-        else:
-            whole = torch.ones_like(x[:1]), torch.ones_like(weight)
-            one = count_pairs(layer, *whole, tally.space, per_channel=False)
-            tally.dense += total(one) * x.shape[0]
-        gated = own_gate(layer) is not None
-        pending.add(path, count_pairs(layer, x, weight, tally.space, gated), gated)
-        levels.heard[path] = (given.numel(), int(given.count_nonzero()))
-
-    def _channel_gate(
-        self,
-        path: str,
-        owner: str | None,
-        pending: _Pending,
-        levels: _Levels,
-        gate: ChannelGate,
-        args: Any,
-        kwargs: Any,
-        output: Tensor,
-    ) -> None:
-        mask: Any = gate.open_mask
-        tally = self.channel_gates.setdefault(path, GateTally())
-        tally.decided += mask.numel()
-        tally.shut += int((mask == 0).sum())
-        elements, nonzero = levels.read(gate, owner, (args, kwargs))
-        products = mask.numel() * gate.weight.shape[1]
-        tally.dense += elements + products + mask.numel()
-        tally.additions += nonzero
-        tally.multiplications += products
-        tally.comparisons += mask.numel()
-        if owner is not None:
-            pending.close(owner, mask)
-
-    def _spatial_gate(
-        self, path: str, gate: SpatialGate, args: Any, kwargs: Any, kept: Tensor
-    ) -> None:
-        tally = self.spatial_gates.setdefault(path, GateTally())
-        tally.decided += kept.numel()
-        tally.shut += int((~kept.bool()).sum())
-        if gate.score == "prior":
-            tally.kept.append(kept.bool().squeeze(1))
-        first = args[1] if len(args) > 1 else kwargs.get("first", False)
-        levels = first_tensor((args, kwargs))
-        if levels is None or bool(first):
-            return  # without a step before there is nothing to rank
-        comparisons = kept.numel() * math.ceil(math.log2(kept[0].numel()))
-        tally.dense += levels.numel() + comparisons
-        tally.comparisons += comparisons
-        # The square of -1, 0 or 1 takes no multiplication.
-        if bool((levels.abs() > 1).any()):
-            tally.multiplications += int(levels.count_nonzero())
-        else:
-            tally.additions += int(levels.count_nonzero())
-
-    def _neuron(self, path: str, neuron: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        spikes = first_tensor(output)
-        if spikes is None:
-            return
-        tally = self.neurons.setdefault(path, NeuronTally())
-        tally.outputs += spikes.numel()
-        tally.spikes += int(spikes.count_nonzero())
-        tally.graded = tally.graded or bool(((spikes != 0) & (spikes != 1)).any())
+    def settle(self, masks: dict[str, str]) -> None:
+        """Close a batch. ``masks`` leads from a layer to the spatial gate behind it."""
+        for path, layer in self.layers.items():
+            layer.settle(self.spatial_gates.get(masks.get(path, "")))
+        for gate in self.spatial_gates.values():
+            gate.kept.clear()
+        for levels in self.levels.values():
+            levels.now = 0
 
 
-class _Pending:
-    """Counts of gated layers, until their gate has decided."""
-
-    def __init__(self, layers: dict[str, LayerTally], keeps_pixels: bool) -> None:
-        self.layers, self.keeps_pixels = layers, keeps_pixels
-        self.counts: dict[str, Tensor] = {}
-
-    def add(self, path: str, counts: Tensor, gated: bool) -> None:
-        """Take in one call: ``[rows, C, *space]``."""
-        tally = self.layers[path]
-        here = total(counts)
-        tally.nonzero += here
-        tally.open += here
-        if not gated:
-            self._keep(tally, counts)
-            return
-        if not self.keeps_pixels and counts.ndim > 2:
-            counts = counts.flatten(2).sum(2, dtype=torch.float64)
-        if path in self.counts:
-            self._keep(tally, self.counts[path])
-        tally.unanswered += 1
-        self.counts[path] = counts
-
-    def close(self, path: str, mask: Tensor) -> None:
-        """Take off what the gate ``[..., C]`` closed of its layer's last call."""
-        counts = self.counts.pop(path, None)
-        if counts is None:
-            return
-        tally, mask = self.layers[path], mask.flatten(0, -2)
-        # A row per sample and step; between them and the channels there may be tokens.
-        opened = mask.repeat_interleave(counts.shape[0] // mask.shape[0], 0).to(counts.dtype)
-        opened = counts * opened.reshape(*counts.shape[:2], *[1] * (counts.ndim - 2))
-        tally.open -= total(counts) - total(opened)
-        tally.unanswered -= 1
-        self._keep(tally, opened)
-
-    def _keep(self, tally: LayerTally, counts: Tensor) -> None:
-        if self.keeps_pixels and counts.ndim > 2:
-            tally.pixels.append(counts.sum(1, dtype=torch.float64))
-
-
-class _Levels:
-    """How many whole numbers the channel gates have to sum up, all and nonzero."""
-
-    def __init__(self) -> None:
-        self.heard: dict[str, tuple[int, int]] = {}  # inputs of layers by path
-        self.told: dict[int, tuple[int, int]] = {}  # membranes of neurons
-
-    def listen(self, gate: ChannelGate) -> None:
-        """Count what the gate's neuron tells of each step; its sums alone do not say."""
-        neuron: Any = gate.neuron
-        if neuron is None or id(neuron) in self.told:
-            return
-        tell = neuron._tell
-        self.told[id(neuron)] = (0, 0)
-
-        def count(steps: list[Tensor], **options: Any) -> None:
-            nonzero = [int(neuron.stored_levels(step).count_nonzero()) for step in steps]
-            self.told[id(neuron)] = (len(steps) * steps[0].numel(), sum(nonzero))
-            tell(steps, **options)
-
-        neuron._tell = count
-
-    def read(self, gate: ChannelGate, owner: str | None, call: Any) -> tuple[int, int]:
-        """All and nonzero levels that one call of the gate sums up."""
-        if gate.source == "membrane":
-            return self.told[id(gate.neuron)]
-        args, kwargs = call
-        x = args[1] if len(args) > 1 else kwargs.get("x")
-        if x is not None:
-            return x.numel(), int(x.count_nonzero())
-        return self.heard.get(owner or "", (0, 0))
-
-
-def operands(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer really multiplies: its quantised input and the levels of its weight."""
-    own: Any = layer
-    if not isinstance(layer, QuantizedLayer):
-        return x, own.V if is_one_to_one(layer) else own.weight
-    if layer.input_quantizer is not None:
-        x, _ = layer.input_quantizer(x)
-    return x, layer.quantized_weight()[0]
-
-
-def own_spatial_gate(module: nn.Module) -> SpatialGate | None:
-    """The spatial gate that a neuron calls."""
-    gate = module._modules.get("spatial_gate")
-    return gate if isinstance(gate, SpatialGate) else None
+def _spaces(maps: list[Tensor]) -> list[torch.Size]:
+    """Sizes of the maps of all calls, sample by sample."""
+    return [call.shape[1:] for call in maps for _ in range(len(call))]
 
 
 def total(counts: Tensor) -> int:

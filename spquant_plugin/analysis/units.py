@@ -24,6 +24,24 @@ def scaled(largest: float) -> tuple[float, str]:
     return 1.0, "B"
 
 
+def joules_text(picojoules: float) -> str:
+    """An energy in the unit that keeps it readable.
+
+    >>> joules_text(0), joules_text(12.5), joules_text(3_686_400)
+    ('0 pJ', '12.5 pJ', '3.686 µJ')
+    """
+    size, unit = scaled_joules(picojoules)
+    return f"{picojoules / size:.4g} {unit}"
+
+
+def scaled_joules(largest: float) -> tuple[float, str]:
+    """Size in pJ and name of the unit for energies up to ``largest`` pJ."""
+    for size, unit in ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
+        if largest >= 0.99995 * size:
+            return size, unit
+    return 1.0, "pJ"
+
+
 def bits_text(stored: int, information: float | None = None) -> str:
     """Stored bits, with the bits of information where those are fewer; nothing for none.
 

@@ -116,25 +116,42 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
     record.integer_sample = all(
         not t.is_floating_point() or bool((t == t.round()).all()) for t in _tensors(sample)
     )
+    with quiet_copy(model) as copy:
+        _watch(copy, renews, record, origins)
+        try:
+            with origins:
+                origins.mark(sample, frozenset({INPUT}))
+                record.returned = origins.gather(copy(*args, **kwargs))
+        except Exception as error:
+            raise cannot_run(model, sample, error) from error
+    return record
+
+
+@contextmanager
+def quiet_copy(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy at rest in eval mode, without gradient and without hooks that report elsewhere.
+
+    What it draws at random is put back, and the hosts' books forget it in the end.
+    """
     copy = copy_at_rest(model).eval()
     _drop_hooks(copy)
-    _watch(copy, renews, record, origins)
     try:
-        with torch.no_grad(), _kept_generator(), origins:
-            origins.mark(sample, frozenset({INPUT}))
-            record.returned = origins.gather(copy(*args, **kwargs))
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(sample))
-        raise SampleError(
-            f"sample of shape {shapes}: {type(model).__name__} cannot run on it "
-            f"({type(error).__name__}: {error}). The sample must be what the model takes in one "
-            "call: one step of a model that takes single steps, a sequence of one that takes "
-            "sequences. Pass such a tensor, a tuple of arguments, or a dict of keyword arguments."
-        ) from error
+        with torch.no_grad(), _kept_generator():
+            yield copy
     finally:
         for host in Hosts().all:
             host.leave(copy.modules())
-    return record
+
+
+def cannot_run(model: nn.Module, sample: Any, error: Exception, which: str = "") -> SampleError:
+    """What to say of a sample that a model does not take."""
+    shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(sample))
+    return SampleError(
+        f"{which}sample of shape {shapes}: {type(model).__name__} cannot run on it "
+        f"({type(error).__name__}: {error}). The sample must be what the model takes in one "
+        "call: one step of a model that takes single steps, a sequence of one that takes "
+        "sequences. Pass such a tensor, a tuple of arguments, or a dict of keyword arguments."
+    )
 
 
 def as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -44,6 +44,18 @@ class NeuronKind:
     reason: str
 
 
+@dataclass(frozen=True)
+class NeuronUpdate:
+    """What one time step of a spiking neuron computes.
+
+    ``leaks`` are the states that it multiplies by a decay, ``soft`` says that it resets by
+    subtracting its threshold.
+    """
+
+    leaks: int
+    soft: bool
+
+
 class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
@@ -54,6 +66,10 @@ class Host:
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:
         """What to do with a stateful module of this host; None for any other module."""
+        return None
+
+    def neuron_update(self, module: nn.Module) -> NeuronUpdate | None:
+        """What a step of this neuron computes; None where its class is not known."""
         return None
 
     def build_neuron(

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import SpQuantConfig
 from ..errors import ConversionError
-from ..modules.host import Host, NeuronKind, carry_over
+from ..modules.host import Host, NeuronKind, NeuronUpdate, carry_over
 from ..modules.quantized_layer import QuantizedLayer
 from . import surrogate
 from .layer import LAYERS, QuantizedOneToOne
@@ -34,6 +34,8 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     snn.RLeaky: TernaryRLeaky,
     snn.RSynaptic: TernaryRSynaptic,
 }
+LEAKS = {kind: 2 if kind in (snn.Synaptic, snn.RSynaptic) else 1 for kind in TWINS}
+LEAKS |= {TWINS[kind]: leaks for kind, leaks in LEAKS.items()}
 ONE_TO_ONE = (LeakyOneToOne, SynapticOneToOne)
 TABLE: dict[type[nn.Module], type[QuantizedLayer]] = {
     **LAYERS,
@@ -62,6 +64,12 @@ class SnnTorchHost(Host):
                 what = f"is a subclass of {parent.__name__} with code of its own"
             return NeuronKind("refuse", f"{kind.__name__} {what}: convertible are {listed}")
         return None
+
+    def neuron_update(self, module: nn.Module) -> NeuronUpdate | None:
+        own: Any = module
+        leaks = LEAKS.get(type(module))
+        soft = leaks is not None and own.reset_mechanism == "subtract"
+        return None if leaks is None else NeuronUpdate(leaks, soft)
 
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None

@@ -11,7 +11,7 @@ from spikingjelly.activation_based.functional import net_config
 from torch import nn
 
 from ..config import SpQuantConfig
-from ..modules.host import Host, NeuronKind, carry_over
+from ..modules.host import Host, NeuronKind, NeuronUpdate, carry_over
 from . import surrogate
 from .layer import LAYERS, ChannelGate
 from .neuron import (
@@ -25,6 +25,8 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     neuron.LIFNode: TernaryMembraneLIFNode,
     neuron.ParametricLIFNode: TernaryMembraneParametricLIFNode,
 }
+LEAKS = {neuron.IFNode: 0, neuron.LIFNode: 1, neuron.ParametricLIFNode: 1}
+LEAKS |= {TWINS[kind]: leaks for kind, leaks in LEAKS.items()}
 NEURON_PACKAGE = neuron.__name__
 
 
@@ -52,6 +54,11 @@ class SpikingJellyHost(Host):
         if isinstance(module, base.MemoryModule):
             return NeuronKind("keep", "stateful, but no spiking neuron")
         return None
+
+    def neuron_update(self, module: nn.Module) -> NeuronUpdate | None:
+        own: Any = module
+        leaks = LEAKS.get(type(module))
+        return None if leaks is None else NeuronUpdate(leaks, soft=own.v_reset is None)
 
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None

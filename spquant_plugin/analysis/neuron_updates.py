@@ -1,0 +1,59 @@
+"""What the neurons' own updates take: decay, integration, firing, reset, and storing a level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ..convert.hosts import Hosts
+from ..modules.host import NeuronUpdate
+from .batch import divisor
+from .dry_run import DryRun
+from .modules import membrane_bits
+from .numbers import float_of
+from .operations import OperationRow
+from .tally import NeuronTally
+
+
+def neuron_row(
+    row: OperationRow, module: nn.Module, tally: NeuronTally | None, run: DryRun, hosts: Hosts
+) -> OperationRow:
+    """The updates of one spiking neuron layer for one sample.
+
+    Each neuron and step takes a MAC for each decaying state, or an AC where none decays, and a
+    comparison; each spike an AC where the reset subtracts. A quantised membrane times its decay is
+    one of few constants, so an AC, and storing one of ``L`` values takes ``log2(L)`` comparisons
+    more, rounded up. Gains and rest potentials are constants of the layer before.
+    """
+    if tally is None:
+        return replace(row, note="not called by the sample")
+    update = next((found for host in hosts.all if (found := host.neuron_update(module))), None)
+    if update is None:
+        return replace(row, note=f"updates not counted: no rule for {row.type}")
+    share = divisor(run, row.path, module, "neuron")
+    steps, spikes = tally.outputs / share, tally.spikes / share
+    acs, macs, comparisons = _each(module, update)
+    resets = spikes if update.soft else 0.0
+    return replace(
+        row,
+        kind="neuron",
+        dense=steps * (acs + macs + comparisons + update.soft),
+        nonzero=steps * (acs + macs + comparisons) + resets,
+        effective=steps * (acs + macs + comparisons) + resets,
+        acs=steps * acs + resets,
+        macs=steps * macs,
+        comparisons=steps * comparisons,
+        # A second state is a float, and sets what all is computed in.
+        numbers="INT" if membrane_bits(module) and update.leaks < 2 else float_of(module),
+        outputs=steps,
+    )
+
+
+def _each(module: nn.Module, update: NeuronUpdate) -> tuple[int, int, int]:
+    """Accumulates, MACs and comparisons of one neuron in one step."""
+    stored = membrane_bits(module)
+    if stored is not None:
+        # Of several states the membrane alone is quantised.
+        return 1, max(update.leaks - 1, 0), 1 + stored[0]
+    return (0, update.leaks, 1) if update.leaks else (1, 0, 1)
