@@ -22,13 +22,15 @@ def example(monkeypatch):
     yield import_module
     for name in (
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
-        *("gates", "gate_figure", "gate_training"),
+        *("gates", "gate_figure", "gate_training", "clipping"),
         *("benchmark_neuron", "benchmark_neuron_tables", "benchmark_training", "benchmarking"),
     ):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "training_choices", "gates", "gate_training"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "training_choices", "gates", "gate_training", "clipping"]
+)
 def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, example):
     script = example(name)
     measured = script.read(RESULTS / f"{name}.jsonl")

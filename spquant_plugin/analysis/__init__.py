@@ -1,6 +1,6 @@
 """What a network costs: memory, sparsity, operations and energy, as tables, records and plots."""
 
-from . import agreement
+from . import agreement, clipping, entropy, hardware
 from .comparison import Comparison, compare
 from .energy import EnergyReport, EnergyRow
 from .energy_tables import EnergyTable
@@ -24,5 +24,8 @@ __all__ = [
     "SparsityRow",
     "agreement",
     "analyze",
+    "clipping",
     "compare",
+    "entropy",
+    "hardware",
 ]
