@@ -29,13 +29,19 @@ ALL = [(host, name) for host in NETWORKS for name in spq.models.list_models(host
 STEPS = 3
 
 
+def side(name: str) -> int:
+    """Height and width of the tests' frames: 32, or more where a network needs more."""
+    return max([32, *(found[name].shrinks for found in NETWORKS.values() if name in found)])
+
+
 def create(name: str, host: str = "spikingjelly", **options) -> nn.Module:
-    defaults = {"in_channels": 2, "size": 32, "num_classes": 4, "width": 0.125}
+    size = side(name) if isinstance(name, str) else 32
+    defaults = {"in_channels": 2, "size": size, "num_classes": 4, "width": 0.125}
     return spq.models.create(name, host=host, **(defaults | options))
 
 
-def events(steps: int = STEPS) -> Tensor:
-    return (torch.rand(steps, 2, 2, 32, 32) < 0.3).float()
+def events(steps: int = STEPS, side: int = 32) -> Tensor:
+    return (torch.rand(steps, 2, 2, side, side) < 0.3).float()
 
 
 def run(net: nn.Module, x: Tensor) -> Tensor:
@@ -78,7 +84,8 @@ def full(name: str, channels: int, size: tuple[int, int], classes: int) -> nn.Mo
 
 
 def conv_weights(net: nn.Module) -> int:
-    return sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Conv2d))
+    convs = (nn.Conv1d, nn.Conv2d)
+    return sum(m.weight.numel() for m in net.modules() if isinstance(m, convs))
 
 
 def parameters(net: nn.Module) -> int:
@@ -133,6 +140,46 @@ def test_resnet34_has_the_counts_of_the_paper():
     assert conv_weights(net) == 21_267_648
     counts.pop("neuron1")
     assert sum(counts.values()) == 2_759_680
+
+
+def test_spikformer_has_four_blocks_of_256_and_no_weight_beside_them():
+    net = full("spikformer_4_256", 3, (32, 32), 10)
+    stem = 9 * (3 * 32 + 32 * 64 + 64 * 128 + 128 * 256 + 256 * 256)
+    block = 256 * (3 * 256 + 256 + 2 * 4 * 256)  # q, k and v, projection, two of four times 256
+    assert conv_weights(net) == stem + 4 * block
+    assert net.head.weight.shape == (10, 256)
+    tokens = 32 // 4 * 32 // 4
+    frames = 32 * 32**2 + 64 * 32**2 + 128 * 16**2 + 2 * 256 * 8**2
+    per_token = 4 * 256 * (3 + 1 + 1 + 4 + 1)  # q, k and v, attention, projection, both of the MLP
+    assert sum(neuron_counts(net, (3, 32, 32)).values()) == frames + tokens * per_token
+
+
+def test_the_attention_of_spikformer_fires_at_half_the_threshold_unless_a_neuron_is_given():
+    attention = create("spikformer_4_256").blocks[3].attn
+    assert (attention.attn_lif.v_threshold, attention.qkv_lif.v_threshold) == (0.5, 1.0)
+    given = create("spikformer_4_256", neuron=partial(neuron.LIFNode, v_threshold=0.7))
+    assert {m.v_threshold for m in neurons(given).values()} == {0.7}
+
+
+def test_the_width_of_spikformer_is_shared_by_its_eight_heads():
+    widths = [(0.01, 8), (0.45, 112), (0.5, 128), (1.5, 384)]
+    for width, embedding in widths:
+        assert create("spikformer_4_256", width=width).head.in_features == embedding
+
+
+def test_the_detector_has_the_counts_of_the_paper():
+    net = full("custom_yolo_v2", 2, (240, 304), 576)
+    counts = neuron_counts(net, (2, 240, 304))
+    linear = net.fc1.weight.numel() + net.fc2.weight.numel()
+    assert conv_weights(net) + linear == 21_146_176
+    assert counts.pop("neuron17") == 512
+    assert sum(counts.values()) == 6_435_840
+    assert [type(m) for m in net if "Pool" in type(m).__name__] == [
+        *[layer.MaxPool2d] * 5,
+        layer.AvgPool2d,
+    ]
+    kernels = [m.kernel_size[0] for m in net if isinstance(m, nn.Conv2d)]
+    assert kernels == [3, 3, 3, 1, 3, 3, 1, 3, 3, 1, 3, 1, 3, 3, 1, 3]
 
 
 def number(text: str) -> int:
@@ -221,7 +268,8 @@ def test_the_same_seed_gives_the_same_network(host, name):
     one, same, other = (net.state_dict() for net in nets)
     assert list(one) == list(same) == list(other)
     assert all(torch.equal(one[key], same[key]) for key in one)
-    assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
+    last = [key for key in one if key.endswith("weight")][-1]
+    assert not torch.equal(one[last], other[last])
 
 
 @pytest.mark.parametrize(("host", "name"), ALL)
@@ -233,13 +281,14 @@ def test_no_neuron_layer_starts_silent(host, name):
             lambda _m, _x, y, path=path: rates.update({path: rates[path] + float(y.sum())})
         )
     with torch.no_grad():
-        run(net, events(6))
+        run(net, events(6, side(name)))
     assert all(rate > 0 for rate in rates.values()), rates
 
 
-@pytest.mark.parametrize("name", SPIKINGJELLY)
+# SpikingJelly's Spikformer takes whole sequences only.
+@pytest.mark.parametrize("name", [name for name in SPIKINGJELLY if "spikformer" not in name])
 def test_single_steps_equal_the_sequence(name, float64):
-    net, x = create(name).eval(), events().double()
+    net, x = create(name).eval(), events(side=side(name)).double()
     with torch.no_grad():
         together = run(net, x)
         functional.reset_net(net)
@@ -252,7 +301,7 @@ def test_single_steps_equal_the_sequence(name, float64):
 @pytest.mark.parametrize(("host", "name"), ALL)
 @pytest.mark.parametrize("way", ["copy", "saved"])
 def test_a_duplicate_runs_alike(host, name, way):
-    net, x = create(name, host).eval(), events()
+    net, x = create(name, host).eval(), events(side=side(name))
     with torch.no_grad():
         want = run(net, x)
     spq.reset(net)
@@ -272,7 +321,7 @@ def test_a_duplicate_runs_alike(host, name, way):
 
 @pytest.mark.parametrize(("host", "name"), ALL)
 def test_every_network_converts_and_trains(host, name):
-    net, x = create(name, host), events()
+    net, x = create(name, host), events(side=side(name))
     config = spq.presets.quant_snn(weight_bits=2, adaptive=True)
     converted = spq.convert(net, config, sample=x if host == "spikingjelly" else x[0])
     for path, m in net.named_modules():
@@ -305,8 +354,9 @@ def test_the_smallest_size_runs_and_one_less_is_refused(host, name):
 
 @pytest.mark.parametrize(("host", "name"), ALL)
 def test_any_size_from_the_smallest_on_runs(host, name):
-    net = create(name, host, size=(35, 50)).eval()
-    assert run(net, torch.ones(1, 1, 2, 35, 50)).shape == (1, 1, 4)
+    height, width = side(name) + 3, side(name) + 18
+    net = create(name, host, size=(height, width)).eval()
+    assert run(net, torch.ones(1, 1, 2, height, width)).shape == (1, 1, 4)
 
 
 def test_a_size_may_be_a_list_and_numbers_may_be_numpys():
@@ -375,6 +425,8 @@ def refused(*args, **options) -> str:
         ("vgg-9", "vgg9"),
         ("resnet18", "resnet19"),
         ("mobilenet", "mobilenet_light"),
+        ("spikformer", "spikformer_4_256"),
+        ("yolo_v2", "custom_yolo_v2"),
         (["vgg9"], "vgg9"),
     ],
 )
@@ -385,7 +437,7 @@ def test_an_unknown_name_gets_the_closest_ones(given, meant):
     assert "spq.models.list_models('spikingjelly')" in message
 
 
-@pytest.mark.parametrize("given", ["", "transformer", None, 9])
+@pytest.mark.parametrize("given", ["", "gpt", None, 9])
 def test_a_name_like_no_other_gets_all_of_them(given):
     message = refused(given)
     assert all(repr(name) in message for name in SPIKINGJELLY)
@@ -393,7 +445,9 @@ def test_a_name_like_no_other_gets_all_of_them(given):
 
 def test_a_network_of_the_other_host_is_said_to_be_there():
     assert "It is a network of snntorch: pass host='snntorch'" in refused("mlp")
-    assert "It is a network of spikingjelly" in refused("vgg9", "snntorch")
+    for name in ("vgg9", "spikformer_4_256", "custom_yolo_v2"):
+        message = refused(name, "snntorch")
+        assert "It is a network of spikingjelly: pass host='spikingjelly'" in message
 
 
 @pytest.mark.parametrize("given", ["SpikingJelly", "spiking_jelly", "snn", None, 3])
@@ -508,7 +562,7 @@ def create(name, **options):
     except (spq.errors.ModelError, spq.errors.MissingHostError) as error:
         print(type(error).__name__, str(error).split(":")[0].split(",")[0])
 
-assert len(spq.models.list_models()) == 10
+assert len(spq.models.list_models()) == 12
 create("vgg")
 create("vgg9")
 print(loaded())

@@ -19,10 +19,12 @@ class Network:
 
 NETWORKS: dict[str, dict[str, Network]] = {
     "spikingjelly": {
+        "custom_yolo_v2": Network("spikingjelly_yolo", shrinks=64),
         "mobilenet_light": Network("spikingjelly_mobilenet", shrinks=8),
         "resnet19": Network("spikingjelly_resnet", shrinks=4),
         "resnet26": Network("spikingjelly_resnet", shrinks=4),
         "resnet34": Network("spikingjelly_resnet", shrinks=32),
+        "spikformer_4_256": Network("spikingjelly_spikformer", shrinks=4),
         "vgg11": Network("spikingjelly_vgg", shrinks=16),
         "vgg5": Network("spikingjelly_vgg", shrinks=4),
         "vgg7": Network("spikingjelly_vgg", shrinks=16),
