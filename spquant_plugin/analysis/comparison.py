@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import AnalysisError
 from ..table import render
+from .naming import names_of
 from .plots import plot_comparison
 from .report import Report
 from .units import bytes_text, count_text, joules_text, ratio_text, table_markdown
@@ -152,32 +151,5 @@ def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:
     >>> both.to_dict()["rows"][1]["ratios"]["membrane"]
     16.0
     """
-    if not reports:
-        raise AnalysisError("compare() received no report: it needs at least one. Pass reports.")
-    for position, report in enumerate(reports, 1):
-        if not isinstance(report, Report):
-            raise AnalysisError(
-                f"compare: argument {position} is {type(report).__name__}: each must be a Report. "
-                "Pass what spq.analyze(model, sample) returns."
-            )
-    if names is None:
-        return Comparison(_own_names(reports), reports)
-    if isinstance(names, Iterable) and not isinstance(names, str):
-        names = list(names)
-    if not isinstance(names, list) or len(names) != len(reports):
-        count = f"{len(names)} names" if isinstance(names, list) else type(names).__name__
-        raise AnalysisError(
-            f"names = {names!r}: {count} for {len(reports)} reports: there must be a list with "
-            "one name for each. Leave names out for the models' class names."
-        )
-    return Comparison(tuple(map(str, names)), reports)
-
-
-def _own_names(reports: Sequence[Report]) -> tuple[str, ...]:
-    """Class names, numbered where several models share one."""
-    total, seen, names = Counter(report.model for report in reports), Counter[str](), []
-    for report in reports:
-        seen[report.model] += 1
-        number = f" {seen[report.model]}" if total[report.model] > 1 else ""
-        names.append(report.model + number)
-    return tuple(names)
+    given = names_of(reports, names, Report, "spq.analyze(model, sample)")
+    return Comparison(given, reports)

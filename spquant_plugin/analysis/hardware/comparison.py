@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import AnalysisError
 from ...table import render
+from ..naming import names_of
 from ..units import ratio_text, table_markdown
 from .quantities import EDAPS, MICROMETRES, NANOSECONDS, PICOJOULES, number, text
 from .report import BASIS, HardwareReport
@@ -128,30 +128,5 @@ def compare(*reports: HardwareReport, names: Iterable[str] | None = None) -> Har
     >>> hardware.compare(*both, names=["float", "quantised"]).ratio(1, "energy_pj")
     16.0
     """
-    if not reports:
-        raise AnalysisError("compare() received no report: it needs at least one. Pass reports.")
-    for position, report in enumerate(reports, 1):
-        if not isinstance(report, HardwareReport):
-            raise AnalysisError(
-                f"compare: argument {position} is {type(report).__name__}: each must be a "
-                "HardwareReport. Pass what hardware.estimate(model, sample) returns."
-            )
-    if names is None:
-        return HardwareComparison(_own_names(reports), reports)
-    if isinstance(names, Iterable) and not isinstance(names, str):
-        names = list(names)
-    if not isinstance(names, list) or len(names) != len(reports):
-        raise AnalysisError(
-            f"names = {names!r} for {len(reports)} reports: there must be a list with one name "
-            "for each. Leave names out for the models' class names."
-        )
-    return HardwareComparison(tuple(map(str, names)), reports)
-
-
-def _own_names(reports: tuple[HardwareReport, ...]) -> tuple[str, ...]:
-    """Class names, numbered where several models share one."""
-    total, seen, names = Counter(report.model for report in reports), Counter[str](), []
-    for report in reports:
-        seen[report.model] += 1
-        names.append(report.model + (f" {seen[report.model]}" if total[report.model] > 1 else ""))
-    return tuple(names)
+    given = names_of(reports, names, HardwareReport, "hardware.estimate(model, sample)")
+    return HardwareComparison(given, reports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingHostError
+from ..figures import new_figure
 from ..units import ratio_text
 from .quantities import EDAPS, MICROMETRES, NANOSECONDS, PICOJOULES, number, unit_of
 
@@ -29,7 +29,7 @@ RATES = (
 def plot_report(report: HardwareReport) -> Any:
     """A panel for each quantity, in which each mapped layer has a bar."""
     rows = [row for row in report.layers if row.mapped]
-    figure = _figure(9.0, 1.7 + 0.26 * len(rows))
+    figure = new_figure(1.7 + 0.26 * len(rows), 9.0)
     panels = figure.subplots(1, len(PANELS), sharey=True, squeeze=False)[0]
     for axes, (name, label, units, colour) in zip(panels, PANELS, strict=True):
         values = [getattr(row, name) for row in rows]
@@ -46,7 +46,7 @@ def plot_report(report: HardwareReport) -> Any:
 def plot_comparison(comparison: HardwareComparison) -> Any:
     """Six panels; the ratio against the first report stands behind each value."""
     names, reports = comparison.names, comparison.reports
-    figure = _figure(9.0, 2.2 + 0.6 * len(names))
+    figure = new_figure(2.2 + 0.6 * len(names), 9.0)
     figure.suptitle(f"per sample; in brackets: how many times better than {names[0]}", fontsize=10)
     panels = figure.subplots(2, 3, sharey=True).flat
     for axes, (quantity, label, units, colour) in zip(panels, PANELS + RATES, strict=True):
@@ -66,14 +66,3 @@ def plot_comparison(comparison: HardwareComparison) -> Any:
         axes.set_yticks(range(len(names)), list(names))
         axes.set_ylim(len(names) - 0.4, -0.6)
     return figure
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingHostError(
-            "plot() needs matplotlib, which is not installed. "
-            'Run: python -m pip install "spquant-plugin[plots]"'
-        ) from None
-    return Figure(figsize=(width, height), layout="constrained")
