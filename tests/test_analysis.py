@@ -659,9 +659,7 @@ class _Spare(nn.Module):
     "net", [nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), nn.Linear(4, 2), _Spare()]
 )
 def test_a_network_without_spiking_neurons_is_refused(net):
-    with pytest.raises(
-        AnalysisError, match=r"no spiking neuron ran .* with neurons"
-    ):
+    with pytest.raises(AnalysisError, match=r"no spiking neuron ran .* with neurons"):
         spq.analyze(net, torch.ones(2, 4))
 
 

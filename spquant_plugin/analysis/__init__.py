@@ -2,7 +2,7 @@
 
 from . import agreement, clipping, entropy, hardware
 from .comparison import Comparison, compare
-from .energy import EnergyReport, EnergyRow
+from .energy import EnergyReport, EnergyRow, MemoryLevel
 from .energy_tables import EnergyTable
 from .measuring import analyze
 from .memory import MemoryReport, MemoryRow
@@ -15,6 +15,7 @@ __all__ = [
     "EnergyReport",
     "EnergyRow",
     "EnergyTable",
+    "MemoryLevel",
     "MemoryReport",
     "MemoryRow",
     "OperationReport",

@@ -15,10 +15,10 @@ from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ..convert.hosts import Hosts, reset
-from ..convert.trace import INPUT, as_arguments, cannot_run, quiet_copy, trace
+from ..convert.trace import INPUT, as_arguments, cannot_run, quiet_copy, tensors_in, trace
 from ..errors import AnalysisError, SampleError
 from .modules import kind_of
 
@@ -100,11 +100,13 @@ def run_further(
     second = list(islice(batches, 1))
     if not second:
         return
+    batches = chain(iter(second), batches)
+    del second  # a batch is not held for longer than it runs
     with quiet_copy(model) as copy:
         run = DryRun(copy, read=first.read, fed=first.fed)
         _take_notes(run)
         watch(copy)
-        for number, batch in enumerate(chain(second, batches), 2):
+        for number, batch in enumerate(batches, 2):
             run.calls.clear()
             reset(copy)
             try:
@@ -200,7 +202,7 @@ def _larger(known: Held | None, *parts: Tensor) -> Held:
 
 def first_tensor(values: Any) -> Tensor | None:
     """The first tensor among nested arguments or results."""
-    return next((leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)), None)
+    return next(tensors_in(values), None)
 
 
 def _check_timesteps(sample: Any, timesteps: object) -> None:
@@ -212,8 +214,8 @@ def _check_timesteps(sample: Any, timesteps: object) -> None:
             f"timesteps = {timesteps!r}: must be a whole number above 0, the length of the "
             "sample's first dimension. Leave it out for a model that takes a whole sequence."
         )
-    for tensor in tree_leaves(as_arguments(sample)):
-        if isinstance(tensor, Tensor) and tensor.shape[:1] != (timesteps,):
+    for tensor in tensors_in(as_arguments(sample)):
+        if tensor.shape[:1] != (timesteps,):
             raise AnalysisError(
                 f"timesteps = {timesteps}: the sample holds a tensor of shape "
                 f"{tuple(tensor.shape)}, and its first dimension must be the {timesteps} steps. "

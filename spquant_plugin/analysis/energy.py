@@ -82,10 +82,20 @@ class EnergyRow:
 
 
 @dataclass(frozen=True)
+class MemoryLevel:
+    """What the rows move in and out of the memories of up to ``size`` bytes."""
+
+    size: int
+    bits: float
+    energy_pj: float
+
+
+@dataclass(frozen=True)
 class EnergyReport(ReportPart[EnergyRow]):
     """The energy part of a report: a row for each layer, neuron and gate, and named models.
 
-    ``models`` holds the total of each of :data:`MODELS` in pJ.
+    ``models`` holds the total of each of the named models in pJ, ``memory_levels`` the traffic of
+    the rows by memory, the smallest first.
     """
 
     header = HEADER
@@ -95,6 +105,7 @@ class EnergyReport(ReportPart[EnergyRow]):
     models: tuple[tuple[str, float], ...] = ()
     timesteps: int = 1
     ann_bits: int = 1
+    memory_levels: tuple[MemoryLevel, ...] = ()
 
     def _sum(self, name: str) -> float:
         return sum((getattr(row, name) for row in self.layers), 0.0)
@@ -127,6 +138,7 @@ class EnergyReport(ReportPart[EnergyRow]):
             "models": dict(self.models),
             "timesteps": self.timesteps,
             "ann_bits": self.ann_bits,
+            "memory_levels": [asdict(level) for level in self.memory_levels],
             "convention": list(CONVENTION),
             "layers": [asdict(row) for row in self.layers],
         }
@@ -146,7 +158,11 @@ class EnergyReport(ReportPart[EnergyRow]):
             if name == "quantised_ann":
                 text = f"{text} = {self.timesteps}: {self.ann_bits} bits"
             lines.append(f"{name}: {joules_text(value)}{ratio} ({text})")
-        return (*lines, *CONVENTION)
+        levels = ", ".join(
+            f"{_kibibytes(level.size)} {joules_text(level.energy_pj)}"
+            for level in self.memory_levels
+        )
+        return (*lines, f"memory traffic by level: {levels}", *CONVENTION)
 
     def lines(self) -> list[tuple[str, ...]]:
         """All rows and the sums, as text."""
@@ -156,3 +172,11 @@ class EnergyReport(ReportPart[EnergyRow]):
             *(row.cells() for row in self.layers),
             ("sum", "", "", operations, *sums, joules_text(self.total_pj), ""),
         ]
+
+
+def _kibibytes(size: int) -> str:
+    """The size of a memory, which is a power of two."""
+    for power, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= power:
+            return f"{size / power:.4g} {unit}"
+    return f"{size} B"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from .energy import EnergyReport, EnergyRow
+from .energy import EnergyReport, EnergyRow, MemoryLevel
 from .energy_tables import EnergyTable
 from .memory import MemoryReport, MemoryRow
 from .operations import OperationReport, OperationRow
@@ -19,9 +19,9 @@ def count_energy(
     operations: OperationReport, memory: MemoryReport, table: EnergyTable
 ) -> EnergyReport:
     """Turn counts into pJ. ``memory`` gives stored bits, so it is that of mode "equation"."""
-    held = {row.path: row for row in memory}
+    held, meter = {row.path: row for row in memory}, Meter(table)
     steps = _timesteps(operations, held)
-    rows = tuple(_row(row, held.get(row.path), table, steps) for row in operations)
+    rows = tuple(_row(row, held.get(row.path), meter, steps) for row in operations)
     compute = sum(row.compute_pj for row in rows)
     quantized = any(row.numbers == "INT" for row in operations)
     ann_bits = math.ceil(math.log2(steps + 1)) if quantized else 8 * FLOAT_BYTES
@@ -32,10 +32,33 @@ def count_energy(
         ("spikingjelly", _simple(operations)),
         ("quantised_ann", _ann(operations, held, table, steps, ann_bits)),
     )
-    return EnergyReport(table.name, rows, models, steps, ann_bits)
+    return EnergyReport(table.name, rows, models, steps, ann_bits, meter.levels())
 
 
-def _row(row: OperationRow, held: MemoryRow | None, table: EnergyTable, steps: int) -> EnergyRow:
+class Meter:
+    """A table of energies that adds up what is moved, by the memory it comes from or goes to."""
+
+    def __init__(self, table: EnergyTable) -> None:
+        self.table, self.add, self.multiply = table, table.add, table.multiply
+        self.moved: dict[int, float] = {}
+
+    def traffic(self, bits: float, size: float) -> float:
+        """Cost in pJ of moving so many bits in or out of a memory that holds ``size`` bytes."""
+        level = self.table.level(size)
+        self.moved[level] = self.moved.get(level, 0.0) + bits
+        return self.table.traffic(bits, size)
+
+    def levels(self) -> tuple[MemoryLevel, ...]:
+        """Every memory of the table, the smallest first."""
+        moved = ((size, self.moved.get(size, 0.0)) for size in sorted(self.table.sram))
+        return tuple(
+            MemoryLevel(size, bits, self.table.traffic(bits, size)) for size, bits in moved
+        )
+
+
+def _row(
+    row: OperationRow, held: MemoryRow | None, table: Meter | EnergyTable, steps: int
+) -> EnergyRow:
     energy = EnergyRow(row.path, row.type, row.kind, row.numbers, row.effective, note=row.note)
     if row.kind == "gate":
         return _gate(energy, row, held, table)
@@ -58,13 +81,15 @@ def _weight_bytes(row: OperationRow, held: MemoryRow) -> float:
     return row.weights * held.weight_bits / 8
 
 
-def _inputs(row: OperationRow, bits: int, table: EnergyTable, steps: int) -> float:
+def _inputs(row: OperationRow, bits: int, table: Meter | EnergyTable, steps: int) -> float:
     """Read from a memory that holds what the layer reads in a step, of all tokens."""
     size = max(row.input_size, row.inputs / steps)
     return table.traffic(row.inputs * bits, size * bits / 8)
 
 
-def _neuron(energy: EnergyRow, row: OperationRow, held: MemoryRow, table: EnergyTable) -> EnergyRow:
+def _neuron(
+    energy: EnergyRow, row: OperationRow, held: MemoryRow, table: Meter | EnergyTable
+) -> EnergyRow:
     kind = "INT32" if row.numbers == "INT" else row.numbers
     bits = 2 * row.outputs * (held.membrane_bits + held.state_bits)  # read and written
     addition, product = table.add[kind], table.multiply[kind]
@@ -77,7 +102,7 @@ def _neuron(energy: EnergyRow, row: OperationRow, held: MemoryRow, table: Energy
 
 
 def _gate(
-    energy: EnergyRow, row: OperationRow, held: MemoryRow | None, table: EnergyTable
+    energy: EnergyRow, row: OperationRow, held: MemoryRow | None, table: Meter | EnergyTable
 ) -> EnergyRow:
     addition, product = table.add["INT32"], table.multiply["INT32"]
     compute = (row.acs + row.comparisons) * addition + row.macs * (product + addition)
@@ -87,7 +112,7 @@ def _gate(
     return replace(energy, compute_pj=compute, weight_pj=read)
 
 
-def _costs(row: OperationRow, weight_bits: int, table: EnergyTable) -> tuple[float, float]:
+def _costs(row: OperationRow, weight_bits: int, table: Meter | EnergyTable) -> tuple[float, float]:
     """An addition and a product of a layer."""
     if row.numbers != "INT":
         return table.add[row.numbers], table.multiply[row.numbers]

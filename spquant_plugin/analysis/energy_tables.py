@@ -65,10 +65,14 @@ class EnergyTable:
                         "at least 0, and sizes of memories whole bytes above 0. Correct it."
                     )
 
+    def level(self, size: float) -> int:
+        """The smallest memory, by its bytes, that holds ``size`` bytes; else the largest."""
+        fitting = [held for held in self.sram if size <= held]
+        return min(fitting) if fitting else max(self.sram)
+
     def access(self, size: float) -> float:
         """Cost of 64 bits from the smallest memory that holds ``size`` bytes."""
-        fitting = [held for held in self.sram if size <= held]
-        return self.sram[min(fitting) if fitting else max(self.sram)]
+        return self.sram[self.level(size)]
 
     def traffic(self, bits: float, size: float) -> float:
         """Cost in pJ of moving so many bits in or out of a memory that holds ``size`` bytes."""

@@ -9,7 +9,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..convert.hosts import require_model
 from ..convert.trace import _kept_generator
@@ -62,8 +63,7 @@ def analyze(
     also measures what a training forward of the first batch saves for the backward pass.
     ``agreement`` names tools that count the first batch too: ``"neurobench"``, ``"op_counter"``.
 
-    Raises :class:`~spquant_plugin.errors.AnalysisError` where no spiking neuron ran, and warns
-    where none fired.
+    Raises :class:`~spquant_plugin.errors.AnalysisError` where no neuron ran; warns if none fired.
 
     >>> import torch, spquant_plugin as spq
     >>> from spikingjelly.activation_based import layer, neuron
@@ -80,7 +80,8 @@ def analyze(
     table, tools = table_of(energy), _tools(agreement)
     batches = batches_of(sample_or_loader, max_batches, progress)
     with _kept_generator():  # which a loader that shuffles draws from
-        first = next(batches)
+        # A copy, because it is read again at the end, when a loader may have reused its memory.
+        first = tree_map_only(Tensor, Tensor.clone, next(batches))
         run, tallies = _run(model, first, batches, timesteps)
     held = count_memory(run, memory)
     stored = held if memory == "equation" else count_memory(run, "equation")

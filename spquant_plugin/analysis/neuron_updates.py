@@ -45,9 +45,17 @@ def neuron_row(
         macs=steps * macs,
         comparisons=steps * comparisons,
         # A second state is a float, and sets what all is computed in.
-        numbers="INT" if membrane_bits(module) and update.leaks < 2 else float_of(module),
+        numbers="INT" if membrane_bits(module) and update.leaks < 2 else _floats(module, row, run),
         outputs=steps,
     )
+
+
+def _floats(module: nn.Module, row: OperationRow, run: DryRun) -> str:
+    """What its states are held in; parameters tell of a neuron that keeps none."""
+    widest = max((held.bits for held in run.calls[row.path].states.values()), default=0)
+    if widest < 16:
+        return float_of(module)
+    return "FP16" if widest == 16 else "FP32"
 
 
 def _each(module: nn.Module, update: NeuronUpdate) -> tuple[int, int, int]:

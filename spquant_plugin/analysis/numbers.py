@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..modules.quantized_layer import QuantizedLayer
 from .tally import LayerTally
 
+FINEST = 40  # weights are whole numbers over at most this power of two
 FLOATS = {torch.float16: "FP16", torch.bfloat16: "FP16"}
 
 
@@ -43,6 +44,32 @@ def input_bits(module: nn.Module, tally: LayerTally) -> int:
     if computes_on_integers(module, tally):
         return max(math.ceil(math.log2(_largest(tally) + 1)), 1) + tally.signed
     return int(float_of(module).removeprefix("FP"))
+
+
+def weight_steps(rows: Tensor) -> float:
+    """The largest weight of any output channel ``[C, ...]`` in units of that channel.
+
+    The unit is the largest number that divides all weights of the channel; what scales a channel
+    as a whole, in its weights or beside them, is no part of its sums.
+
+    >>> weight_steps(torch.tensor([[0.5, -0.125, 0.0], [4.0, 8.0, 8.0]]))
+    4.0
+    """
+    values = rows.detach().flatten(1).abs().double()
+    smallest = values.where(values > 0, math.inf).amin(1, keepdim=True)
+    multiples = values / smallest
+    if torch.equal(multiples, multiples.round()):
+        return float(multiples.max())  # as nearly always
+    for _ in range(FINEST):
+        if torch.equal(values, values.round()):
+            break
+        values = values * 2
+    unit = sizes = values.long()
+    while unit.shape[1] > 1:
+        half = unit.shape[1] // 2
+        folded = torch.gcd(unit[:, :half], unit[:, half : 2 * half])
+        unit = torch.cat([folded, unit[:, 2 * half :]], 1)
+    return float((sizes.amax(1) / unit[:, 0].clamp(min=1)).max())
 
 
 def sum_bits(module: nn.Module, tally: LayerTally) -> int:

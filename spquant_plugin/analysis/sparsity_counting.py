@@ -57,7 +57,7 @@ def _with_levels(row: SparsityRow, tally: LevelTally | None) -> SparsityRow:
     if tally is None:
         return row
     levels = tuple(range(tally.lowest, tally.highest + 1))
-    shares = tuple(tuple((counts / counts.sum()).tolist()) for counts in tally.steps)
+    shares = tuple(tuple((counts.double() / counts.sum()).tolist()) for counts in tally.steps)
     return replace(row, levels=levels, level_shares=shares)
 
 

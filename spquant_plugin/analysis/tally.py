@@ -33,7 +33,7 @@ class LayerTally:
     weights: int = 0
     zero_weights: int = 0
     fan_in: int = 0  # weights that add up in one output
-    weight_steps: float = 0.0  # largest weight in units of the smallest that is not zero
+    weight_steps: float = 0.0  # largest weight in units of its output channel
     spared: int = 0  # accumulates of pixels that were masked before they were computed
     unlike: bool = False  # its pixels are not those that its neuron masks
     unanswered: int = 0  # calls that its gate did not follow

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._pytree import tree_map_only
 
 from ..convert.trace import as_arguments, cannot_run, quiet_copy
@@ -27,6 +32,7 @@ def saved_for_backward(model: nn.Module, sample: Any, timesteps: int | None) -> 
         ledger = _Ledger(copy.train())
         try:
             with (
+                ledger.listening(),
                 torch.enable_grad(),
                 torch.autograd.graph.saved_tensors_hooks(ledger.save, ledger.load),
             ):
@@ -47,15 +53,23 @@ class _Ledger:
         # so that no address is used twice.
         self.known = {tensor.untyped_storage().data_ptr() for tensor in held}
         self.kept: list[torch.UntypedStorage] = []
-        for path, module in model.named_modules():
-            module.register_forward_pre_hook(self._enter(path))
-            module.register_forward_hook(self._leave, always_call=True)
+        self.paths = {id(module): path for path, module in model.named_modules()}
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.running.append(path)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear of every call. A module with hooks of its own may compute in another way."""
+        handles = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-        return hook
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.running.append(self.paths.get(id(module), self.running[-1]))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.running.pop()

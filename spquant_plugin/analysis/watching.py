@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..convert.hosts import Hosts
+from ..convert.trace import untraced
 from ..modules.gates import ChannelGate, SpatialGate, own_gate
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from .dry_run import first_tensor
 from .modules import kind_of
+from .numbers import weight_steps
 from .pairs import count_pairs, input_rows, is_countable, is_one_to_one
 from .tally import GateTally, LayerTally, LevelTally, NeuronTally, Tallies, total
 from .taps import Taps
@@ -47,7 +49,8 @@ class _Watch:
             hook = self._hook(path, module, owners.get(id(module)), hosts)
             if hook is not None:
                 # Before a gate's own hooks, so that a layer is seen first and its gate after it.
-                module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                quiet = partial(_count, hook)
+                module.register_forward_hook(quiet, with_kwargs=True, prepend=True)
 
     def _hook(
         self, path: str, module: nn.Module, owner: str | None, hosts: Hosts
@@ -191,8 +194,9 @@ class _Weights(NamedTuple):
             weight = layer.quantized_weight()[0].detach()
         nonzero = weight.ne(0)
         zeros = weight.numel() - int(nonzero.count_nonzero())
-        steps = _steps(weight, nonzero) if isinstance(layer, QuantizedLayer) else 0.0
         rows = layer.rows(weight) if isinstance(layer, QuantizedLayer) else weight
+        quantized = isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None
+        steps = weight_steps(rows) if quantized else 0.0
         fan_in = 1 if is_one_to_one(layer) else rows[0].numel()
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             # An output meets each input channel of its group through up to all taps.
@@ -214,13 +218,6 @@ def _halvings(x: Tensor, known: int | None) -> int | None:
         if torch.equal(scaled, scaled.round()):
             return halvings
     return None
-
-
-def _steps(levels: Tensor, nonzero: Tensor) -> float:
-    """The largest level in units of the smallest that is not zero."""
-    sizes = levels.abs()
-    largest, smallest = float(sizes.max()), float(sizes.where(nonzero, math.inf).min())
-    return largest / smallest if largest else 0.0
 
 
 def _version(tensor: Tensor) -> int:
@@ -303,8 +300,9 @@ class _Levels:
 
         def count(steps: list[Tensor], **options: Any) -> None:
             own: Any = neuron
-            held, unit = self.tallies.levels.setdefault(path, tally), float(own.membrane_unit)
-            nonzero = sum(held.add(step, neuron.rest, unit) for step in steps)
+            with untraced():
+                held, unit = self.tallies.levels.setdefault(path, tally), float(own.membrane_unit)
+                nonzero = sum(held.add(step, neuron.rest, unit) for step in steps)
             self.told[id(neuron)] = (len(steps) * steps[0].numel(), nonzero)
             if read_by_gates:
                 tell(steps, **options)
@@ -321,6 +319,11 @@ class _Levels:
         if x is not None:
             return x.numel(), int(x.count_nonzero())
         return self.heard.get(owner or "", (0, 0))
+
+
+def _count(hook: Callable[..., None], *given: Any) -> None:
+    with untraced():
+        hook(*given)
 
 
 def _input(layer: nn.Module, x: Tensor) -> Tensor:

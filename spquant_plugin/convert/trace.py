@@ -9,14 +9,14 @@ modules only add themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -70,11 +70,11 @@ class _Origins(TorchDispatchMode):
         self.of = WeakTensorKeyDictionary()
 
     def gather(self, values: Any) -> frozenset[str]:
-        found = [self.of[t] for t in _tensors(values) if t in self.of]
-        return frozenset().union(*found)
+        found = [held for t in tensors_in(values) if (held := self.of.get(t)) is not None]
+        return found[0] if len(found) == 1 else frozenset().union(*found)
 
     def mark(self, values: Any, origins: frozenset[str]) -> None:
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             self.of[tensor] = origins
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -99,7 +99,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
     given = kwargs | {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
     for argument in schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(given.get(argument.name))
+            yield from tensors_in(given.get(argument.name))
 
 
 def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) -> Trace:
@@ -114,7 +114,7 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
     args, kwargs = as_arguments(sample)
     record, origins = Trace(), _Origins()
     record.integer_sample = all(
-        not t.is_floating_point() or bool((t == t.round()).all()) for t in _tensors(sample)
+        not t.is_floating_point() or bool((t == t.round()).all()) for t in tensors_in(sample)
     )
     with quiet_copy(model) as copy:
         _watch(copy, renews, record, origins)
@@ -145,7 +145,7 @@ def quiet_copy(model: nn.Module) -> Iterator[nn.Module]:
 
 def cannot_run(model: nn.Module, sample: Any, error: Exception, which: str = "") -> SampleError:
     """What to say of a sample that a model does not take."""
-    shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(sample))
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(sample))
     return SampleError(
         f"{which}sample of shape {shapes}: {type(model).__name__} cannot run on it "
         f"({type(error).__name__}: {error}). The sample must be what the model takes in one "
@@ -158,7 +158,7 @@ def as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of one call."""
     if isinstance(sample, Tensor):
         return (sample,), {}
-    holds_tensor = next(_tensors(sample), None) is not None
+    holds_tensor = next(tensors_in(sample), None) is not None
     if isinstance(sample, tuple | list) and holds_tensor:
         return tuple(sample), {}
     if isinstance(sample, dict) and holds_tensor:
@@ -227,7 +227,7 @@ def _after(
         record.output_shapes.setdefault(path, _first_shape(output))
         if renews:
             # States too: who reads a membrane from the neuron itself reads this neuron.
-            given = {id(tensor) for tensor in _tensors(args)}
+            given = {id(tensor) for tensor in tensors_in(args)}
             held = (t for t in _held_tensors(module) if not isinstance(t, nn.Parameter))
             states = [tensor for tensor in held if id(tensor) not in given]
             origins.mark([output, states], frozenset({path}))
@@ -237,12 +237,28 @@ def _after(
     return hook
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among nested arguments or results."""
+    # By hand where containers are plain: this runs for every operation.
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from tensors_in(value)
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors_in(value)
+    elif values is not None and not isinstance(values, bool | int | float | str):
+        yield from (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+def untraced() -> AbstractContextManager[Any]:
+    """What runs inside carries no origins on, which takes time for every operation."""
+    return _disable_current_modes()
 
 
 def _first_shape(values: Any) -> tuple[int, ...]:
-    return next((tuple(tensor.shape) for tensor in _tensors(values)), ())
+    return next((tuple(tensor.shape) for tensor in tensors_in(values)), ())
 
 
 @contextmanager
