@@ -12,7 +12,7 @@ import torch
 import spquant_plugin as spq
 
 net = spq.models.create("vgg9", in_channels=2, size=48, num_classes=10)
-events = (torch.rand(1, 1, 2, 48, 48) < 0.1).float()  # [T, N, C, H, W]
+events = 20.0 * (torch.rand(1, 1, 2, 48, 48) < 0.1).float()  # counts, [T, N, C, H, W]
 float_report = spq.analyze(net, events)
 float_report.plot()
 

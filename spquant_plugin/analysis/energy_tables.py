@@ -1,7 +1,8 @@
 """What an addition, a multiplication and an access to memory cost, by technology.
 
-Additions and multiplications: Wang et al., "BitNet" (2023), Table 2, whose 45 nm column is that of
-Horowitz (ISSCC 2014). Memory: reads of 64 bits from on-chip SRAM of three sizes.
+45 nm: Horowitz, "Computing's energy problem" (ISSCC 2014). 7 nm, and both side by side: Jouppi et
+al., "Ten lessons from three generations shaped Google's TPUv4i" (ISCA 2021), Table 2. Memory is
+on-chip SRAM of three sizes, read or written by 64 bits.
 """
 
 from __future__ import annotations

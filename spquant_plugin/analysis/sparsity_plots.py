@@ -23,7 +23,7 @@ def plot_sparsity(sparsity: SparsityReport) -> Any:
     heights = [1.2 + 0.28 * len(rows) for rows in (rates, zeros) if rows]
     columns = 3
     lines = -(-len(stored) // columns)
-    figure = new_figure(sum(heights) + 1.7 * lines)
+    figure = new_figure(sum(_heights(heights, lines)))
     ratios = _heights(heights, lines)
     parts = figure.subfigures(len(ratios), 1, squeeze=False, height_ratios=ratios)
     panels = parts[0, 0].subplots(max(len(heights), 1), 1, squeeze=False)[:, 0]
@@ -37,6 +37,8 @@ def plot_sparsity(sparsity: SparsityReport) -> Any:
         parts[1, 0].suptitle("share of neurons at each stored membrane level, by time step")
         for axes, row in zip(grid.flat, stored, strict=False):
             _levels(axes, row)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share of 1")
         for axes in list(grid.flat)[len(stored) :]:
             axes.set_axis_off()
         _legend(parts[1, 0], stored)
@@ -45,7 +47,8 @@ def plot_sparsity(sparsity: SparsityReport) -> Any:
 
 def _heights(heights: Sequence[float], lines: int) -> list[float]:
     first = sum(heights) or 1.0
-    return [first, 1.7 * lines] if lines else [first]
+    # Each line of panels, and room for the title above them and the legend below.
+    return [first, 0.8 + 1.7 * lines] if lines else [first]
 
 
 def _bars(axes: Any, rows: Sequence[SparsityRow], name: str, colour: str, label: str) -> None:
