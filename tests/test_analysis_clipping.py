@@ -850,3 +850,23 @@ def test_the_table_of_the_example_against_numbers_worked_out_by_hand(monkeypatch
     assert " ".join(lines[9].split()) == "-1 92.00 ± 0.00 +0.00 25.00 %"
     assert " ".join(lines[14].split()) == "ternary 90.00 ± 0.00 -2.00 1.50 kB"
     assert " ".join(lines[-1].split()) == "all 3 0.9200 1.5000 25.00 % 50.00 % 25.00 %"
+
+
+def test_shapes_are_swept_with_training_only():
+    with pytest.raises(AnalysisError, match="train = NoneType: must be a function that trains"):
+        clipping.sweep_shapes(NET, digits(), None)
+    for shapes in ("sigmoid", ()):
+        with pytest.raises(AnalysisError, match=r"shapes = .*: must be a sequence of at"):
+            clipping.sweep_shapes(NET, digits(), print, shapes=shapes)
+
+
+def test_a_quantised_membrane_says_that_nothing_lies_below_its_lowest_level():
+    (row,) = clipping.measure_silence(our_ternary(), torch.zeros(3, 1, 4) - 9, [-0.5, -1]).layers
+    assert (row.at(-0.5).share, row.at(-1).share) == (1.0, 0.0)
+    assert row.note == "stores -1 and more: nothing lies below such a bound"
+
+
+def our_ternary():
+    from spquant_plugin.spikingjelly import neuron as ours
+
+    return ours.TernaryMembraneLIFNode(step_mode="m", decay_input=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -439,7 +440,7 @@ def test_an_equally_quantised_ann_by_hand(steps, bits, table):
         expected += move(inputs * bits, inputs * bits / 8, table)
         expected += move(outputs * bits, outputs * bits / 8, table)
     assert energy.model("quantised_ann") == pytest.approx(expected)
-    assert f"count to T = {steps}: {bits} bits" in energy.table()
+    assert f"activations of {bits} bits for T = {steps}" in energy.table()
 
 
 def test_the_ann_of_a_float_network_computes_in_floats():
@@ -463,8 +464,8 @@ def test_ann_sums_grow_with_its_activations():
     nn.init.ones_(net[0].weight)
     energy = spq.analyze(spq.convert(net, config, x), x).energy
     assert energy["0"].compute_pj == pytest.approx(T * 140 * 0.03)
-    # The neuron has no quantised membrane, and hands on floats.
-    moved = move(140 * 2, 35) + move(70 * 2, 17.5) + move(2 * 32, 8)
+    # Activations take 2 bits, whatever the membranes of the spiking network.
+    moved = move(140 * 2, 35) + move(70 * 2, 17.5) + move(2 * 2, 0.5)
     assert energy.model("quantised_ann") == pytest.approx(140 * (0.2 + 0.1) + moved)
 
 
@@ -529,7 +530,7 @@ def test_the_dictionary_survives_json_and_adds_up():
         "compute_and_memory", "compute", "eq31", "spikingjelly", "quantised_ann",
     ]  # fmt: skip
     assert min(found["models"].values()) > 0
-    assert any("off-chip memory" in line for line in found["convention"])
+    assert any("none is off chip" in line for line in found["convention"])
 
 
 def test_tables_hold_every_row_the_sum_and_each_model():
@@ -559,7 +560,7 @@ def test_comparisons_hold_ratios_for_each_model():
         assert comparison.energy_ratio(1, name) == row["ratios"][name]
     assert comparison.energy_ratio(0) == 1.0
     assert row["ratios"]["compute_and_memory"] > 8
-    assert "energy = compute and memory at 45nm, 7nm" in comparison.table()
+    assert "at 45nm, but not alike: float 45nm, quantised 7nm" in comparison.table()
     ratio = f"{row['ratios']['compute_and_memory']:.4g}x"
     assert comparison.table().splitlines()[3].split()[-1] == ratio
     assert json.loads(comparison.to_json()) == comparison.to_dict()
@@ -588,3 +589,33 @@ def test_what_is_not_counted_costs_nothing_and_says_why():
     assert energy["1"].total_pj == 0.0
     assert energy["1"].note == "updates not counted: no rule for QIFNode"
     assert energy["3"].total_pj > 0
+
+
+def test_a_model_that_is_not_there_names_the_closest():
+    energy = spq.analyze(lively_net(), torch.ones(1, 4)).energy
+    with pytest.raises(KeyError, match=r"'computes' has no row here. Closest: 'compute'"):
+        energy.model("computes")
+
+
+def test_activations_are_as_wide_as_the_floats_of_the_layers():
+    net = lively_net()
+    wide = spq.analyze(net, torch.ones(1, 4)).energy
+    narrow = spq.analyze(copy.deepcopy(net).bfloat16(), torch.ones(1, 4).bfloat16()).energy
+    assert (wide.ann_bits, narrow.ann_bits) == (32, 16)
+    # Float weights compute in floats, however few levels the membranes have.
+    ternary = spq.convert(net, spq.SpQuantConfig(membrane=spq.TernaryMembrane()))
+    found = spq.analyze(ternary, torch.ones(1, 4)).energy
+    assert found.ann_bits == 32
+    assert found.model("quantised_ann") == wide.model("quantised_ann")
+
+
+def test_tables_that_differ_are_told_apart_in_a_comparison():
+    net, x = lively_net(), torch.ones(1, 4)
+    both = spq.compare(spq.analyze(net, x), spq.analyze(net, x, energy="7nm"), names=["a", "b"])
+    assert "but not alike: a 45nm, b 7nm" in both.table()
+
+
+def lively_net():
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), neuron.IFNode())
+    nn.init.ones_(net[0].weight)
+    return net

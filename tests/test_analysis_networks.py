@@ -109,11 +109,6 @@ class Spec:
     unit: float = 1.0
     score: str | None = None  # of a spatial gate
 
-    @property
-    def values(self):
-        """How many values are stored: a delayed reset also remembers that a neuron fired."""
-        return len(self.levels) + self.delayed
-
 
 @dataclass
 class Updates:
@@ -204,7 +199,7 @@ def fire(spec, count, potential, synapse, kept):
     if fired and not spec.delayed:
         membrane = potential - 1.0 if spec.soft else 0.0
     if spec.levels:
-        count.comparisons += math.ceil(math.log2(spec.values))
+        count.comparisons += math.ceil(math.log2(len(spec.levels)))
         membrane = spec.unit * nearest(spec.levels, membrane / spec.unit)
     if not kept:
         membrane = 0.0
@@ -868,3 +863,18 @@ def test_a_layer_whose_weight_changes_between_calls_is_looked_at_anew():
     net, x = Fades(), torch.ones(3, 2, 4)
     assert spq.analyze(net, x).operations["fc"].effective == 12 + 9 + 9
     assert bool((net.fc.weight != 0).all())
+
+
+def test_a_neuron_called_twice_in_a_step_is_not_two_steps():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+            self.shared, self.own, self.last = (neuron.IFNode(step_mode="m") for _ in range(3))
+
+        def forward(self, x):
+            x = self.own(self.one(self.shared(x)))
+            return self.last(self.three(self.shared(self.two(x))))
+
+    energy = spq.analyze(Twice(), spikes(4, 2, 4)).energy
+    assert energy.timesteps == 4

@@ -49,8 +49,7 @@ class Comparison:
     def energy_ratio(self, index: int, model: str = "compute_and_memory") -> float | None:
         """The same for energy, under one of the named models."""
         first, own = (
-            dict(report.energy.models).get(model, 0.0)
-            for report in (self.reports[0], self.reports[index])
+            report.energy.model(model) for report in (self.reports[0], self.reports[index])
         )
         return first / own if own else None
 
@@ -121,11 +120,15 @@ class Comparison:
             total += ", and other where measured"
         counted = "accumulates = effective ones per sample, over all its steps"
         own = "operations = and what neurons and gates take themselves"
-        tables = ", ".join(dict.fromkeys(report.energy.table_name for report in self.reports))
+        tables = [report.energy.table_name for report in self.reports]
+        priced = f"energy = compute and memory at {tables[0]}"
+        if len(set(tables)) > 1:
+            pairs = zip(self.names, tables, strict=True)
+            priced += ", but not alike: " + ", ".join(f"{name} {table}" for name, table in pairs)
         return [
             f"bytes per sample; 2x is half of {self.names[0]}; {total}",
             f"{counted}; {own}",
-            f"energy = compute and memory at {tables}",
+            priced,
         ]
 
     def plot(self) -> Any:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..convert.hosts import Hosts, reset
 from ..convert.trace import INPUT, as_arguments, cannot_run, quiet_copy, tensors_in, trace
-from ..errors import AnalysisError, SampleError
+from ..errors import AnalysisError, SampleError, SpQuantError
 from .modules import kind_of
 
 
@@ -117,6 +117,8 @@ def run_further(
                 raise type(error)(f"batch {number}, {error}") from None
             try:
                 call_model(copy, timesteps, args, kwargs)
+            except SpQuantError:
+                raise  # it says itself what is wrong
             except Exception as error:
                 raise cannot_run(model, batch, error, f"batch {number}, ") from error
             yield run

@@ -10,24 +10,26 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..table import no_such_row
 from .part import ReportPart
 from .units import count_text, joules_text
 
 MODELS = {
     "compute_and_memory": "the rows: operations by operand type, and memory traffic",
     "compute": "the same without memory",
-    "eq31": "the publication's Eq. 31, with the same table; it lacks input channels and memory",
-    "spikingjelly": "4.6 pJ a dense MAC, 0.9 an AC, 24.96 a byte, all FP32: whatever the bits",
-    "quantised_ann": "one dense pass of an ANN with these weights, and activations that count to T",
+    "eq31": "the publication's Eq. 31, integers as INT8; it lacks input channels and memory",
+    "spikingjelly": "4.6 pJ a dense MAC, 0.9 an AC, 24.96 a byte: 4 for each, 8 a neuron's step",
+    "quantised_ann": "one dense pass of an ANN with these weights",
 }
 CONVENTION = (
     "adds and products of whole numbers are INT8 where operands and sums fit 8 bits, else INT32;",
     "a comparison costs an addition; floats wider than 32 bits count as FP32",
     "memory: weights are read once per effective operation, inputs once per step, spikes written",
-    "once and membranes read and written once per step, gates' weights once per product; words of",
-    "64 bits are used whole, sums stay in registers. Each comes from the smallest SRAM that fits",
-    "(weights of a layer, membranes, spikes of a step); off-chip memory is dearer and not modelled",
-    "not counted: norms, pooling, attention's products, control, leakage",
+    "once and membranes read and written once per step, gates' weights once per product; bits cost",
+    "their share of a word of 64, sums stay in registers. Each comes from the smallest SRAM that",
+    "fits (weights of a layer, membranes, spikes of a step); none is off chip, which is dearer",
+    "not counted: biases, scales, norms, pooling, input quantisers, attention's products, control,",
+    "leakage, the membranes that gates read and the masks that they write",
     "the ANN's products are dense: no zero is skipped, and its sums stay in registers as well",
 )
 PARTS = ("compute_pj", "weight_pj", "input_pj", "membrane_pj", "spike_pj")
@@ -127,7 +129,10 @@ class EnergyReport(ReportPart[EnergyRow]):
 
     def model(self, name: str) -> float:
         """The total in pJ under one of the named models."""
-        return dict(self.models)[name]
+        found = dict(self.models)
+        if name not in found:
+            raise KeyError(no_such_row(name, list(found)))
+        return found[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: totals in pJ, the models, and ``layers``, a list with a record per row."""
@@ -156,7 +161,7 @@ class EnergyReport(ReportPart[EnergyRow]):
             ratio = f", {value / total:.3g} of the rows' total" if total else ""
             text = MODELS[name]
             if name == "quantised_ann":
-                text = f"{text} = {self.timesteps}: {self.ann_bits} bits"
+                text = f"{text}, activations of {self.ann_bits} bits for T = {self.timesteps}"
             lines.append(f"{name}: {joules_text(value)}{ratio} ({text})")
         levels = ", ".join(
             f"{_kibibytes(level.size)} {joules_text(level.energy_pj)}"

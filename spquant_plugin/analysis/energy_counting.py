@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 from .energy import EnergyReport, EnergyRow, MemoryLevel
@@ -23,8 +24,7 @@ def count_energy(
     steps = _timesteps(operations, held)
     rows = tuple(_row(row, held.get(row.path), meter, steps) for row in operations)
     compute = sum(row.compute_pj for row in rows)
-    quantized = any(row.numbers == "INT" for row in operations)
-    ann_bits = math.ceil(math.log2(steps + 1)) if quantized else 8 * FLOAT_BYTES
+    ann_bits = _ann_bits(operations, steps)
     models = (
         ("compute_and_memory", sum(row.total_pj for row in rows)),
         ("compute", compute),
@@ -56,9 +56,7 @@ class Meter:
         )
 
 
-def _row(
-    row: OperationRow, held: MemoryRow | None, table: Meter | EnergyTable, steps: int
-) -> EnergyRow:
+def _row(row: OperationRow, held: MemoryRow | None, table: Meter, steps: int) -> EnergyRow:
     energy = EnergyRow(row.path, row.type, row.kind, row.numbers, row.effective, note=row.note)
     if row.kind == "gate":
         return _gate(energy, row, held, table)
@@ -87,9 +85,7 @@ def _inputs(row: OperationRow, bits: int, table: Meter | EnergyTable, steps: int
     return table.traffic(row.inputs * bits, size * bits / 8)
 
 
-def _neuron(
-    energy: EnergyRow, row: OperationRow, held: MemoryRow, table: Meter | EnergyTable
-) -> EnergyRow:
+def _neuron(energy: EnergyRow, row: OperationRow, held: MemoryRow, table: Meter) -> EnergyRow:
     kind = "INT32" if row.numbers == "INT" else row.numbers
     bits = 2 * row.outputs * (held.membrane_bits + held.state_bits)  # read and written
     addition, product = table.add[kind], table.multiply[kind]
@@ -101,9 +97,7 @@ def _neuron(
     )
 
 
-def _gate(
-    energy: EnergyRow, row: OperationRow, held: MemoryRow | None, table: Meter | EnergyTable
-) -> EnergyRow:
+def _gate(energy: EnergyRow, row: OperationRow, held: MemoryRow | None, table: Meter) -> EnergyRow:
     addition, product = table.add["INT32"], table.multiply["INT32"]
     compute = (row.acs + row.comparisons) * addition + row.macs * (product + addition)
     if held is None:  # a spatial gate has no weights
@@ -139,13 +133,22 @@ def _simple(operations: OperationReport) -> float:
 
 
 def _timesteps(operations: OperationReport, held: dict[str, MemoryRow]) -> int:
-    """Steps of one sample: how often the neurons were updated, the most of all layers."""
-    steps = [
-        row.outputs / held[row.path].neurons
+    """Steps of one sample: how often most neuron layers were updated, called once in each."""
+    steps = Counter(
+        max(round(row.outputs / held[row.path].neurons), 1)
         for row in operations
         if row.kind == "neuron" and held[row.path].neurons
-    ]
-    return max(round(max(steps, default=1.0)), 1)
+    )
+    most = max(steps.values(), default=0)
+    return min((count for count, layers in steps.items() if layers == most), default=1)
+
+
+def _ann_bits(operations: OperationReport, steps: int) -> int:
+    """Bits of an activation: enough to count to ``steps``, or those of the layers' floats."""
+    layers = [row for row in operations if row.kind in ("AC", "MAC")]
+    if not layers or any(row.numbers == "INT" for row in layers):
+        return math.ceil(math.log2(steps + 1))
+    return max(map(_float_bits, layers))
 
 
 def _ann(
@@ -155,19 +158,18 @@ def _ann(
     steps: int,
     bits: int,
 ) -> float:
-    """One pass of a network with the same weights, whose activations count to ``steps``.
+    """One pass of a network with the same weights, whose activations take ``bits``.
 
-    Where the network computes in floats, so does this one.
+    A layer that computes in floats does so here.
     """
     energy = 0.0
     for row in operations:
-        quantized = row.numbers == "INT"
         if row.kind == "neuron":
-            written = row.outputs / steps * (bits if quantized else _float_bits(row))
+            written = row.outputs / steps * bits
             energy += table.traffic(written, written / 8)
         elif row.kind in ("AC", "MAC"):
             own, products = held[row.path], row.dense / steps
-            width = max(bits, row.input_bits) if quantized else _float_bits(row)
+            width = max(bits, row.input_bits) if row.numbers == "INT" else _float_bits(row)
             # Inputs that are so much wider make the sums wider.
             wide = replace(row, input_bits=width, sum_bits=row.sum_bits + width - row.input_bits)
             addition, product = _costs(wide, own.weight_bits, table)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from torch import nn
 
 from ..convert.hosts import Hosts
 from ..modules.host import NeuronUpdate
+from ..modules.neuron import QuantizedNeuron
 from .batch import divisor
 from .dry_run import DryRun
 from .modules import membrane_bits
@@ -23,7 +25,7 @@ def neuron_row(
 
     Each neuron and step takes a MAC for each decaying state, or an AC where none decays, and a
     comparison; each spike an AC where the reset subtracts. A quantised membrane times its decay is
-    one of few constants, so an AC, and storing one of ``L`` values takes ``log2(L)`` comparisons
+    one of few constants, so an AC, and storing one of ``L`` levels takes ``log2(L)`` comparisons
     more, rounded up. Gains and rest potentials are constants of the layer before.
     """
     if tally is None:
@@ -60,8 +62,9 @@ def _floats(module: nn.Module, row: OperationRow, run: DryRun) -> str:
 
 def _each(module: nn.Module, update: NeuronUpdate) -> tuple[int, int, int]:
     """Accumulates, MACs and comparisons of one neuron in one step."""
-    stored = membrane_bits(module)
-    if stored is not None:
-        # Of several states the membrane alone is quantised.
-        return 1, max(update.leaks - 1, 0), 1 + stored[0]
+    rule = module.membrane if isinstance(module, QuantizedNeuron) else None
+    if rule is not None:
+        # Of several states the membrane alone is quantised. That a neuron fired, which a delayed
+        # reset remembers as well, is known from the first comparison.
+        return 1, max(update.leaks - 1, 0), 1 + math.ceil(math.log2(rule.highest - rule.lowest + 1))
     return (0, update.leaks, 1) if update.leaks else (1, 0, 1)

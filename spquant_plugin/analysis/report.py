@@ -67,5 +67,5 @@ class Report:
         return "\n\n".join([f"### {self.model}", *parts]) + "\n"
 
     def plot(self) -> Any:
-        """A matplotlib figure: memory, operations and energy, a bar for each module."""
+        """A matplotlib figure: memory, operations of layers and gates, and energy, by module."""
         return plot_report(self.model, self.memory, self.operations, self.energy)

@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_map_only
 
 from ..convert.trace import as_arguments, cannot_run, quiet_copy
+from ..errors import SpQuantError
 from .dry_run import call_model
 from .memory import MemoryReport
 
@@ -24,7 +25,9 @@ def saved_for_backward(model: nn.Module, sample: Any, timesteps: int | None) -> 
     """Bytes that the graph of one forward in training mode holds, by the module that saved them.
 
     Parameters and buffers are there anyway and do not count; memory that several operations save
-    counts once, at the first. Between two modules it counts at the one around them.
+    counts once, at the first. Between two modules it counts at the one around them. Weights that
+    are quantised in the forward pass do count, once for the batch: for more samples there is less
+    of them for each.
     """
     # Within a caller's inference mode nothing would be saved.
     with torch.inference_mode(False), quiet_copy(model) as copy:
@@ -37,6 +40,8 @@ def saved_for_backward(model: nn.Module, sample: Any, timesteps: int | None) -> 
                 torch.autograd.graph.saved_tensors_hooks(ledger.save, ledger.load),
             ):
                 call_model(copy, timesteps, args, kwargs)
+        except SpQuantError:
+            raise  # it says itself what is wrong
         except Exception as error:
             raise cannot_run(model, sample, error, "training forward: ") from error
         return ledger.saved

@@ -146,6 +146,12 @@ def quiet_copy(model: nn.Module) -> Iterator[nn.Module]:
 def cannot_run(model: nn.Module, sample: Any, error: Exception, which: str = "") -> SampleError:
     """What to say of a sample that a model does not take."""
     shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(sample))
+    if any(0 in tensor.shape for tensor in tensors_in(sample)):
+        return SampleError(
+            f"{which}sample of shape {shapes}: {type(model).__name__} cannot run on it "
+            f"({type(error).__name__}: {error}). It holds no data: time steps, samples and every "
+            "other dimension must be at least 1. Pass a sample with data."
+        )
     return SampleError(
         f"{which}sample of shape {shapes}: {type(model).__name__} cannot run on it "
         f"({type(error).__name__}: {error}). The sample must be what the model takes in one "

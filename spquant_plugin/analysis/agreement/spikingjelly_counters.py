@@ -109,11 +109,11 @@ QUANTITIES = (
         lambda counted: counted.dense,
     ),
     _Quantity(
-        "half of the flops",
+        "flops",
         "FlopCounter: a multiplication and an addition for every weight and every input",
         _pads,
-        lambda row: row.dense,
-        lambda counted: counted.flops // 2,
+        lambda row: 2 * row.dense,
+        lambda counted: counted.flops,
     ),
 )
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...convert.hosts import require_model
 from ...convert.trace import quiet_copy
 from ...errors import AnalysisError
+from ...modules.neuron import QuantizedNeuron
 from ..samples import batches_of
 from .bounds import BOUNDS, check_bounds
 from .running import call
@@ -48,7 +49,8 @@ def measure_silence(
     ``progress`` shows a bar over a loader; left out, it does where tqdm is installed.
 
     The membrane is what the neuron stores: after its reset, or before it where the host resets one
-    step late, which differs only for neurons that fired.
+    step late, which differs only for neurons that fired. A quantised one stores no less than its
+    lowest level, which its row's note says: the question is meant for float membranes.
 
     >>> import torch, spquant_plugin as spq
     >>> from spikingjelly.activation_based import neuron
@@ -174,4 +176,10 @@ class _Counts:
             )
             for bound, region in zip(self.bounds, self.regions, strict=True)
         ]
-        return SilenceRow(self.path, name, self.steps, self.lowest, tuple(regions))
+        note = ""
+        if isinstance(neuron, QuantizedNeuron) and neuron.membrane is not None:
+            own: Any = neuron
+            floor = own.rest + own.membrane.lowest * float(own.membrane_unit)
+            note = f"stores {floor:g} and more: nothing lies below such a bound"
+            note = note if min(self.bounds) <= floor else ""
+        return SilenceRow(self.path, name, self.steps, self.lowest, tuple(regions), note)

@@ -246,6 +246,17 @@ def sweep_shapes(
     ``train(net)`` trains a converted network; fix the seed in it. ``config`` is what is converted,
     by default a ternary membrane alone; ``options`` are those of :func:`sweep`.
     """
+    if not callable(train):
+        raise AnalysisError(
+            f"train = {type(train).__name__}: must be a function that trains the network it is "
+            "given, since the shape acts in training alone. Pass train=lambda net: fit(net, ...)."
+        )
+    if isinstance(shapes, str) or not shapes:
+        listed = ", ".join(map(repr, SHAPES))
+        raise AnalysisError(
+            f"shapes = {shapes!r}: must be a sequence of at least one of {listed}. Pass such a "
+            "sequence, or leave it out for all."
+        )
     membrane = None if config is None else config.membrane
     membrane = TernaryMembrane() if membrane is None else membrane
     rules = {shape: dataclasses.replace(membrane, shape=shape) for shape in shapes}

@@ -3,7 +3,7 @@ r"""From layers to energy, latency and area.
 .. math::
 
     E &= \sum_l T_l\, PE_l\, H_l W_l\, e_l g_l \\
-    L &= \frac{26}{f} \Bigl(T g N_{last} +
+    L &= \frac{26}{f} \Bigl(T_{last}\, g_{last} N_{last} +
          \sum_{l < last} T_l \lfloor 0.75\, g_l N_l \rfloor\Bigr) \\
     A &= \sum_k a_{tile}(k) \Bigl\lceil \tfrac 1P \textstyle\sum_{l: k_l = k} PE_l \Bigr\rceil +
          0.7391 \sum_l (b^{in}_l C^{in}_l H^{in}_l W^{in}_l + b^u_l C_l H_l W_l)
