@@ -782,3 +782,19 @@ def test_resnet34_has_the_printed_weights_and_membranes():
     rule = spq.UniformWeights(8)
     quantized = spq.convert(net, spq.SpQuantConfig(weights=rule, edge_weights=rule))
     assert _of(spq.analyze(quantized, x)) / MB == pytest.approx(21.27, abs=0.01)
+
+
+def test_a_ratio_of_what_is_not_there_names_the_closest():
+    comparison = spq.compare(*_pair())
+    with pytest.raises(KeyError, match=r"'wieghts' has no row here. Closest: 'weight'"):
+        comparison.ratio(1, "wieghts")
+    with pytest.raises(KeyError, match=r"'efective' has no row here. Closest: 'effective'"):
+        comparison.operation_ratio(1, "efective")
+    with pytest.raises(KeyError, match=r"'eq3' has no row here. Closest: 'eq31'"):
+        comparison.energy_ratio(1, "eq3")
+
+
+def test_a_batch_with_labels_given_as_a_sample_says_what_to_pass():
+    net = nn.Sequential(layer.Linear(4, 8), neuron.LIFNode())
+    with pytest.raises(SampleError, match=r"of \(x, labels\) pass x"):
+        spq.analyze(net, (torch.ones(2, 4), torch.zeros(2)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..table import render
+from ..table import no_such_row, render
 from .naming import names_of
+from .operations import NUMBERS
 from .plots import plot_comparison
 from .report import Report
 from .units import bytes_text, count_text, joules_text, ratio_text, table_markdown
@@ -33,6 +34,7 @@ class Comparison:
 
     def ratio(self, index: int, part: str) -> float | None:
         """First report over this one; None where this one has none of it."""
+        _check_name(part, PARTS)
         first, own = (
             getattr(report.memory, f"{part}_bytes")
             for report in (self.reports[0], self.reports[index])
@@ -41,6 +43,7 @@ class Comparison:
 
     def operation_ratio(self, index: int, count: str = "total") -> float | None:
         """The same for operations: ``"effective"`` accumulates, or the ``"total"``."""
+        _check_name(count, NUMBERS)
         first, own = (
             getattr(report.operations, count) for report in (self.reports[0], self.reports[index])
         )
@@ -138,6 +141,11 @@ class Comparison:
         return plot_comparison(
             self.names, memories, operations, [report.energy for report in self.reports]
         )
+
+
+def _check_name(name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise KeyError(no_such_row(name, names))
 
 
 def compare(*reports: Report, names: Iterable[str] | None = None) -> Comparison:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..convert.hosts import require_model
-from ..convert.trace import _kept_generator
+from ..convert.trace import kept_generator
 from ..errors import AnalysisError, AnalysisWarning
 from .agreement.compare import neurobench, op_counter
 from .agreement.record import Agreement
@@ -70,18 +70,17 @@ def analyze(
     >>> net = torch.nn.Sequential(layer.Linear(4, 8), neuron.LIFNode())
     >>> _ = torch.nn.init.ones_(net[0].weight)
     >>> report = spq.analyze(net, torch.ones(1, 4))
-    >>> report.memory.weight_bytes, report.memory.membrane_bytes, report.memory.spike_bytes
-    (128.0, 32.0, 1.0)
-    >>> report.operations.effective, report.energy["0"].compute_pj
-    (32.0, 28.8)
+    >>> report.memory.weight_bytes, report.operations.effective, report.energy["0"].compute_pj
+    (128.0, 32.0, 28.8)
     """
     require_model(model)
     _check_mode(memory)
     table, tools = table_of(energy), _tools(agreement)
     batches = batches_of(sample_or_loader, max_batches, progress)
-    with _kept_generator():  # which a loader that shuffles draws from
-        # A copy, because it is read again at the end, when a loader may have reused its memory.
-        first = tree_map_only(Tensor, Tensor.clone, next(batches))
+    with kept_generator():  # which a loader that shuffles draws from
+        first = next(batches)
+        if training or tools:  # read again at the end, when a loader may have reused its memory
+            first = tree_map_only(Tensor, Tensor.clone, first)
         run, tallies = _run(model, first, batches, timesteps)
     held = count_memory(run, memory)
     stored = held if memory == "equation" else count_memory(run, "equation")

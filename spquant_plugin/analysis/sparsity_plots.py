@@ -23,8 +23,8 @@ def plot_sparsity(sparsity: SparsityReport) -> Any:
     heights = [1.2 + 0.28 * len(rows) for rows in (rates, zeros) if rows]
     columns = 3
     lines = -(-len(stored) // columns)
-    figure = new_figure(sum(_heights(heights, lines)))
     ratios = _heights(heights, lines)
+    figure = new_figure(sum(ratios))
     parts = figure.subfigures(len(ratios), 1, squeeze=False, height_ratios=ratios)
     panels = parts[0, 0].subplots(max(len(heights), 1), 1, squeeze=False)[:, 0]
     used = iter(panels)

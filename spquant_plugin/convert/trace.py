@@ -136,7 +136,7 @@ def quiet_copy(model: nn.Module) -> Iterator[nn.Module]:
     copy = copy_at_rest(model).eval()
     _drop_hooks(copy)
     try:
-        with torch.no_grad(), _kept_generator():
+        with torch.no_grad(), kept_generator():
             yield copy
     finally:
         for host in Hosts().all:
@@ -152,11 +152,13 @@ def cannot_run(model: nn.Module, sample: Any, error: Exception, which: str = "")
             f"({type(error).__name__}: {error}). It holds no data: time steps, samples and every "
             "other dimension must be at least 1. Pass a sample with data."
         )
+    labelled = isinstance(sample, tuple) and len(sample) == 2
     return SampleError(
         f"{which}sample of shape {shapes}: {type(model).__name__} cannot run on it "
         f"({type(error).__name__}: {error}). The sample must be what the model takes in one "
         "call: one step of a model that takes single steps, a sequence of one that takes "
         "sequences. Pass such a tensor, a tuple of arguments, or a dict of keyword arguments."
+        + (" A tuple holds arguments: of (x, labels) pass x." if labelled else "")
     )
 
 
@@ -268,7 +270,8 @@ def _first_shape(values: Any) -> tuple[int, ...]:
 
 
 @contextmanager
-def _kept_generator() -> Iterator[None]:
+def kept_generator() -> Iterator[None]:
+    """What is drawn at random inside is put back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
         yield

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ...convert.trace import as_arguments, quiet_copy
 from ...errors import AnalysisError, MissingHostError
 from ...modules.host import HOOK_TABLES
 from ...modules.quantized_layer import QuantizedLayer, shallow
-from ..dry_run import first_tensor
+from ..dry_run import call_model, first_tensor
 from ..measuring import analyze
 from ..modules import computes_in_its_own_way
 from ..operations import OperationRow
@@ -102,11 +101,7 @@ class Subject:
         shown = _Shown(self)
         args, kwargs = as_arguments(tree_map_only(Tensor, Tensor.clone, self.sample))
         try:
-            if self.timesteps is None:
-                self.net(*args, **kwargs)
-            for step in range(self.timesteps or 0):
-                given = tree_map_only(Tensor, itemgetter(step), (args, kwargs))
-                self.net(*given[0], **given[1])
+            call_model(self.net, self.timesteps, args, kwargs)
         finally:
             shown.close()
         return shown.samples()
