@@ -47,8 +47,13 @@ def kept_pixels(levels: Tensor, sparsity: float) -> Tensor:
     tensor([[[[ True, False],
               [False,  True]]]])
     """
+    return kept_but(levels, masked_count(sparsity, levels.shape[2:].numel()))
+
+
+@torch.no_grad()
+def kept_but(levels: Tensor, count: int) -> Tensor:
+    """:func:`kept_pixels` by the number of pixels that are masked."""
     importance = levels.square().sum(1).flatten(1)
-    count = masked_count(sparsity, importance.shape[1])
     lowest = importance.argsort(dim=1, stable=True)[:, :count]
     kept = torch.ones_like(importance, dtype=torch.bool).scatter(1, lowest, False)
     return kept.view(levels.shape[0], 1, *levels.shape[2:])
@@ -67,7 +72,11 @@ def channel_logits(
     >>> channel_logits(sums, 4, levels, torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))
     tensor([[0.1250, 0.5000]])
     """
-    accumulated = F.linear(sums.double(), weight_levels.double())
+    return scaled_logits(F.linear(sums.double(), weight_levels.double()), area, scale, bias)
+
+
+def scaled_logits(accumulated: Tensor, area: int, scale: Tensor, bias: Tensor) -> Tensor:
+    """Scores of weighted sums, which are whole numbers in float64."""
     # Half precision cannot hold the sum of many levels.
     precise = torch.promote_types(scale.dtype, torch.float32)
     return (accumulated.to(precise) / area) * scale + bias

@@ -21,11 +21,13 @@ from ..functional.membrane import state_dtype
 from ..functional.threshold import bounded_threshold, threshold_distance
 from ..kernels import Rule, Sequence, membrane_sequence
 from .device import device_of
+from .gate_source import GateSource
+from .outcome import Outcome
 from .self_firing import SelfFiring
 from .spatial_gate import SpatialGate, _SpatialGate
 
 
-class QuantizedNeuron(nn.Module):
+class QuantizedNeuron(GateSource):
     """Mixin: put before a host's neuron class, and call :meth:`install` to end ``__init__``."""
 
     threshold_name = "threshold"
@@ -34,15 +36,6 @@ class QuantizedNeuron(nn.Module):
     membrane_unit: Tensor | None
     threshold_bounds: Tensor
     initial_threshold: Any
-    spatial_gate: SpatialGate | None
-    # For channel gates: set by one that reads this neuron; what the last forward stored, summed
-    # over space; and whether it started from a state that this neuron had not left itself.
-    watched = False
-    level_sums: Tensor | None = None
-    level_area = 1
-    began = True
-    _left: object = None
-    _left_graph = False
 
     # What the host's class tells.
 
@@ -230,6 +223,11 @@ class QuantizedNeuron(nn.Module):
         z = (potential - self.rest) / unit
         return fm.level_of(z, rule.lowest, rule.highest, rule.cut_points)
 
+    def membrane_of(self, levels: Tensor) -> Tensor:
+        """The membrane that is stored as these levels."""
+        offset = levels * self.membrane_unit.to(levels.dtype)  # type: ignore[union-attr]
+        return offset + self.rest if self.rest else offset
+
     @torch.no_grad()
     def stored_levels(self, membrane: Tensor) -> Tensor:
         """The levels that a stored membrane holds; a float membrane's distance from rest.
@@ -240,6 +238,23 @@ class QuantizedNeuron(nn.Module):
         if self.membrane is None:
             return offset
         return (offset / self.membrane_unit.to(membrane.dtype)).round()  # type: ignore[union-attr]
+
+    # One step as a function of the state, for who has to know it value by value.
+
+    spike_size = 1.0  # what a spike counts for in the next layer
+    remembers = False  # whether a spike resets in the next step only
+
+    def reset_words(self) -> str:
+        """How this neuron resets, in words."""
+        raise NotImplementedError
+
+    def several_inputs(self) -> str | None:
+        """What this neuron adds up besides its input and its membrane, or None."""
+        return None
+
+    def outcome(self, current: Tensor, levels: Tensor, fired: Tensor) -> Outcome:
+        """One step from stored levels and remembered spikes; no gate, and no state of its own."""
+        raise NotImplementedError
 
     # All steps at once.
 
@@ -278,46 +293,6 @@ class QuantizedNeuron(nn.Module):
             x_seq, rule, threshold=threshold, unit=self.membrane_unit, **options
         )
 
-    # Gates.
-
-    def kept_pixels(
-        self, potential: Tensor, membrane: Tensor, first: Tensor | bool
-    ) -> Tensor | None:
-        """Pixels that take part in this step, or None where no gate asks.
-
-        ``membrane`` is what the step before left, and ``first`` says that there was none.
-        """
-        gate = self.spatial_gate
-        if gate is None:
-            return None
-        if gate.score == "current":
-            return gate(self.levels(potential))
-        return gate(self.stored_levels(membrane), first)
-
-    def _leave(self, state: Tensor) -> None:
-        """Remember the state that a step left. The hosts detach it in place, so its graph too."""
-        self._left, self._left_graph = state, state.requires_grad
-
-    def _is_own(self, state: object) -> bool:
-        """Whether a state is what the last step left, graph included, so that time goes on."""
-        own = isinstance(state, Tensor) and state is self._left
-        return own and state.requires_grad == self._left_graph  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def _tell(self, steps: list[Tensor], *, sequence: bool, began: bool) -> None:
-        """Keep for channel gates what each step stored, ``[N, C, *space]``, summed over space.
-
-        Step by step, because only the sums need to stand side by side.
-        """
-        sums = [_over_space(self.stored_levels(membrane)) for membrane in steps]
-        self.level_sums = torch.stack(sums) if sequence else sums[0]
-        self.level_area = steps[0].shape[2:].numel()
-        self.began = began
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy goes on from a state of its own, and tells its gates when it has run.
-        return {**self.__dict__, "_left": None, "level_sums": None}
-
     def silent_level(self) -> int:
         """Highest level that a neuron below its threshold can store."""
         rule = self.membrane
@@ -349,12 +324,3 @@ class QuantizedNeuron(nn.Module):
         if self.learnable_threshold is not None:
             parts.append(f"learnable_threshold={self.learnable_threshold}")
         return ", ".join(parts)
-
-
-def _over_space(levels: Tensor) -> Tensor:
-    """Sums ``[N, C]`` of the whole numbers ``[N, C, *space]``, exact for any number of pixels."""
-    if levels.ndim < 3:
-        return levels
-    pixels = levels.flatten(2)
-    # A level has up to 8 bits, so this many pixels stay below the 2**24 that float32 can hold.
-    return pixels.sum(-1, dtype=None if pixels.shape[-1] <= 2**16 else torch.float64)

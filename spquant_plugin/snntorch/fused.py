@@ -16,7 +16,7 @@ from ..kernels import Rule, membrane_sequence
 from .surrogate import Triangle, fused_slope
 
 if TYPE_CHECKING:
-    from .neuron import _QuantizedStateNeuron
+    from .state_neuron import _QuantizedStateNeuron
 
 CONSTANTS = ("beta", "alpha", "R", "C", "time_step", "graded_spikes_factor")
 # A current that nothing resets: the membrane of a neuron that never acts.
