@@ -53,8 +53,24 @@ class KernelError(SpQuantError, ValueError):
     """A recurrence is asked for with tensors or settings that it cannot run."""
 
 
+class DeployError(SpQuantError, ValueError):
+    """A network cannot become an integer network, or one cannot be used as asked."""
+
+
+class FormatError(SpQuantError, ValueError):
+    """A file of an integer network is damaged, altered, or of another format."""
+
+
+class FileError(SpQuantError, OSError):
+    """A file of an integer network cannot be opened or written."""
+
+
 class PackingError(SpQuantError, ValueError):
     """Numbers do not fit the bytes they should go into or came from."""
+
+
+class ExportError(SpQuantError, ValueError):
+    """A network cannot be written in a format that would make another network of it."""
 
 
 class MissingHostError(SpQuantError, ImportError):
@@ -87,3 +103,7 @@ class DataWarning(SpQuantWarning):
 
 class CheckpointWarning(SpQuantWarning):
     """A checkpoint does not fit and was not loaded."""
+
+
+class ExportWarning(SpQuantWarning):
+    """A file says something in metadata only, which a reader may ignore."""

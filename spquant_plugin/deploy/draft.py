@@ -1,0 +1,190 @@
+"""The graph while it grows: the same operation on the same values is one node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DeployError
+from .bounds import Bounds, channel_bounds
+from .graph import Add, Affine, Concat, Input, Mask, Node, Reshape, size
+from .symbol import Dyadic, Symbol
+
+# Every whole number below this is a float32, so that no sum of the trained model was rounded.
+EXACT = 2**24
+# A branch of spikes is added to a current by tabulating every number that it can have.
+ENUMERATED = 64
+WHOLE = "(model)"  # the name of a model that is one layer or neuron itself
+
+
+class Draft:
+    """Nodes found so far."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.known: dict[tuple[Any, ...], str] = {}
+
+    def add(self, key: tuple[Any, ...], node: Node) -> Node:
+        """The node of this key, which is added with its proven bounds where it is new."""
+        if key in self.known:
+            return self.nodes[self.known[key]]
+        name = self._free(node.name)
+        least, most = self.bounds(node)
+        node = replace(node, name=name, low=int(least.min()), high=int(most.max()))
+        self.known[key] = name
+        self.nodes[name] = node
+        return node
+
+    def bounds(self, node: Node) -> Bounds:
+        """Proven bounds of every channel of a node."""
+        return channel_bounds(node, [self.nodes[name] for name in node.inputs])
+
+    def _free(self, name: str) -> str:
+        wanted, number = name or WHOLE, 2
+        name = wanted
+        while name in self.nodes:
+            name, number = f"{wanted}#{number}", number + 1
+        return name
+
+    # What joins values, wherever the model does it.
+
+    def input(self, shape: tuple[int, ...], low: int, high: int, quantizer: Any) -> Node:
+        """What enters."""
+        node = Input(name="input", inputs=(), shape=shape, low=low, high=high, quantizer=quantizer)
+        return self.add(("input",), node)
+
+    def reshape(self, x: Symbol, shape: tuple[int, ...]) -> Symbol:
+        """The same numbers in another shape; channels with numbers of their own stay channels."""
+        if shape == x.shape:
+            return x
+        keeps_channels = shape[:1] == x.shape[:1] and size(shape) == size(x.shape) == shape[0]
+        if not keeps_channels and not (x.exact and x.uniform):
+            raise DeployError(
+                f"currents of shape {x.shape} are reshaped to {shape}: their scales belong to "
+                "channels, so only spikes may be. Put a neuron in between."
+            )
+        reshape = Reshape(name="reshape", inputs=(x.node,), shape=shape, low=0, high=0)
+        node = self.add(("reshape", shape, x.node), reshape)
+        unit = x.unit if keeps_channels else x.unit[:1]
+        return x.but(node=node.name, shape=shape, unit=unit)
+
+    def settled(self, x: Symbol) -> Symbol:
+        """What a dyadic norm or a gate makes of whole numbers, as whole numbers."""
+        if x.dyadic is not None and x.added is None and x.over_time is None:
+            x = self._affine(x, x.dyadic)
+        if x.gate is None or x.steps or x.added is not None or x.over_time is not None:
+            return x
+        node = Mask(name="mask", inputs=(x.node, x.gate), shape=x.shape, low=0, high=0)
+        return x.but(node=self.add(("mask", x.node, x.gate), node).name, gate=None)
+
+    def _affine(self, x: Symbol, norm: Dyadic) -> Symbol:
+        # In units of each channel: out = (m * u * a + n) / 2**k, with u the unit of the sums.
+        unit = x.unit.expand(x.shape[0]).clamp(max=1.0)
+        whole = [norm.multiplier.double() * x.unit / unit, norm.offset.double() / unit]
+        if max(float(part.abs().max()) for part in whole) >= EXACT:
+            raise DeployError(
+                f"{norm.path}: its factors in units of the sums need more than 24 bits: the "
+                "trained model rounds there. Use fewer bits in norm=spq.QuantizedNorm(...)."
+            )
+        multiplier, offset = (part.round().to(torch.int32) for part in whole)
+        affine = Affine(
+            name=norm.path,
+            inputs=(x.node,),
+            shape=x.shape,
+            low=0,
+            high=0,
+            multiplier=multiplier,
+            offset=offset,
+        )
+        self.fitting(replace(affine, offset=torch.zeros_like(offset)))  # the product on its way
+        node = self.add(("norm", norm.path, x.node), self.fitting(affine))
+        return x.but(node=node.name, unit=unit * 2.0**-norm.shift, steps=(), dyadic=None)
+
+    def sum(self, one: Symbol, other: Symbol) -> Symbol:
+        """Both added up: exactly, or a current and a branch of spikes."""
+        one, other = self.settled(one), self.settled(other)
+        if one.exact and other.exact:
+            return self._exact_sum(one, other)
+        if one.exact:
+            one, other = other, one
+        if not other.exact or one.added is not None or one.over_time is not None:
+            raise DeployError(
+                "two currents are added, each with float factors of its own: their sum is no "
+                "function of one whole number. Normalise both branches with "
+                'norm=spq.QuantizedNorm(mode="dyadic"), or add spikes.'
+            )
+        node = self.nodes[other.node]
+        if node.high - node.low >= ENUMERATED:
+            raise DeployError(
+                f"a current is added to a value that runs from {node.low} to {node.high}: at most "
+                f"{ENUMERATED} numbers can be tabulated. Add spikes, or normalise the branch with "
+                'norm=spq.QuantizedNorm(mode="dyadic").'
+            )
+        return one.but(added=other)
+
+    def _exact_sum(self, one: Symbol, other: Symbol) -> Symbol:
+        unit = torch.minimum(one.unit, other.unit)
+        factors = [self._factor(symbol.unit / unit) for symbol in (one, other)]
+        both = Add(
+            name="add",
+            inputs=(one.node, other.node),
+            shape=one.shape,
+            low=0,
+            high=0,
+            factors=(factors[0], factors[1]),
+        )
+        key = ("add", one.node, other.node, *(tuple(factor.tolist()) for factor in factors))
+        node = self.add(key, self.fitting(both))
+        return one.but(node=node.name, unit=unit)
+
+    def _factor(self, ratio: Tensor) -> Tensor:
+        if float(ratio.max()) > EXACT:
+            raise DeployError(
+                f"values are added whose units differ by {float(ratio.max()):g}: their sum needs "
+                "more than 24 bits. Use fewer bits, or scales nearer to each other."
+            )
+        ratio = ratio[:1] if bool((ratio == ratio[0]).all()) else ratio
+        return ratio.to(torch.int32)
+
+    def fitting(self, node: Node) -> Node:
+        """The node, if no float32 of the trained model can have been rounded."""
+        least, most = self.bounds(node)
+        reach = max(-int(least.min()), int(most.max()))
+        if reach >= EXACT:
+            raise DeployError(
+                f"{node.name} ({node.kind}): its sums can reach {reach}: they must stay below "
+                "2**24, to be exact in the float32 of the trained model. Use fewer bits for its "
+                "weights or its input."
+            )
+        return node
+
+    def concat(self, parts: list[Symbol]) -> Symbol:
+        """Channels of all parts, one behind the other."""
+        parts = [self.settled(part) for part in parts]
+        if not all(part.exact and part.uniform for part in parts):
+            raise DeployError(
+                "currents are concatenated, each with float factors of its own: only spikes may "
+                "be. Put neurons in front."
+            )
+        unit = min(part.unit[:1] for part in parts)
+        names = [self._times(part, unit) for part in parts]
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        node = Concat(name="concat", inputs=tuple(names), shape=shape, low=0, high=0)
+        return parts[0].but(node=self.add(("concat", *names), node).name, shape=shape, unit=unit)
+
+    def _times(self, part: Symbol, unit: Tensor) -> str:
+        factor = self._factor(part.unit[:1] / unit)
+        if int(factor) == 1:
+            return part.node
+        node = Add(
+            name="scale",
+            inputs=(part.node,),
+            shape=part.shape,
+            low=0,
+            high=0,
+            factors=(factor,),
+        )
+        return self.add(("scale", part.node, int(factor)), self.fitting(node)).name

@@ -1,0 +1,1 @@
+"""What runs an integer network: engines, which all give the same numbers."""

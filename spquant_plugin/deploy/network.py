@@ -1,0 +1,193 @@
+"""The integer network: what runs in place of the trained one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DeployError
+from ..functional.inputs import quantize_input
+from .engine.choice import make_engine
+from .engine.record import Engine
+from .graph import Graph, Output
+from .readout import real
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a network gave for a sequence from rest.
+
+    ``outputs`` are real numbers, as the trained model returns them; ``integers`` the whole numbers
+    behind them, ``[T, N, ...]``. ``spikes`` and ``membranes`` (stored levels) hold every neuron
+    layer by its path, ``[T, N, ...]``, where they were recorded.
+    """
+
+    outputs: tuple[Tensor, ...]
+    integers: tuple[Tensor, ...]
+    spikes: dict[str, Tensor] = field(default_factory=dict)
+    membranes: dict[str, Tensor] = field(default_factory=dict)
+
+
+class IntegerNetwork:
+    """A network of whole numbers, equal to the model that it was lowered from.
+
+    Call it with what the model takes, always from rest: a sequence ``[T, N, ...]`` (or, of a model
+    that takes one input for all its steps, ``[N, ...]``). It returns what the model returns.
+    :meth:`step` and :meth:`reset` stream instead: one step at a time, with states carried on.
+    ``engine`` is ``"numba"``, ``"torch"``, or ``"auto"``, the first of the two that is there.
+    """
+
+    def __init__(self, graph: Graph, sample: Tensor, engine: str = "auto") -> None:
+        self.graph = graph
+        self.sample = sample
+        self.engine: Engine = make_engine(graph, engine)
+        self._state: Any = None
+        self._batch = 0
+
+    def use(self, engine: str, **options: Any) -> IntegerNetwork:
+        """Run on another engine from now on; a stream starts anew."""
+        self.engine = make_engine(self.graph, engine, **options)
+        self.reset()
+        return self
+
+    # Whole sequences.
+
+    def __call__(self, x: Tensor) -> Any:
+        """What the model returns for ``x``, from rest."""
+        outputs = self.run(x).outputs
+        return outputs[0] if self.graph.single else outputs
+
+    def run(self, x: Tensor, record: bool = False) -> Run:
+        """All outputs, and with ``record`` every spike and every stored membrane."""
+        whole = self.integers(x)
+        wanted: set[Any] = {_key(output) for output in self.graph.outputs}
+        if record:
+            for neuron in self.graph.neurons:
+                wanted |= {neuron.name, (neuron.name, "membrane")}
+        wanted |= {output.gate for output in self.graph.outputs if output.gate}
+        found = self.engine.run(whole, self.engine.rest(whole.shape[1]), wanted).values
+        names = [neuron.name for neuron in self.graph.neurons] if record else []
+        return Run(
+            tuple(self._read_out(output, found) for output in self.graph.outputs),
+            tuple(found[_key(output)] for output in self.graph.outputs),
+            {name: found[name] for name in names},
+            {name: found[name, "membrane"] for name in names},
+        )
+
+    # Streaming.
+
+    def reset(self) -> None:
+        """Bring all neurons to rest."""
+        self._state, self._batch = None, 0
+
+    def step(self, x: Tensor) -> Any:
+        """One time step ``[N, ...]``; states go on from the step before.
+
+        Returns the outputs of this step, before any reduction over time.
+        """
+        whole = self._whole(x, self._shape(x, lead=1)).unsqueeze(0)
+        batch = whole.shape[1]
+        if self._state is None:
+            self._state, self._batch = self.engine.rest(batch), batch
+        if batch != self._batch:
+            raise DeployError(
+                f"step: received {batch} samples, and the states are those of {self._batch}: must "
+                "stay the same until reset()."
+            )
+        wanted = {_key(output) for output in self.graph.outputs}
+        wanted |= {output.gate for output in self.graph.outputs if output.gate}
+        found = self.engine.run(whole, self._state, wanted).values
+        parts = tuple(_reals(output, found)[0] for output in self.graph.outputs)
+        return parts[0] if self.graph.single else parts
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the stream's states take now."""
+        return 0 if self._state is None else self.engine.held_bytes(self._state)
+
+    # Whole numbers in.
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The input as whole numbers ``[T, N, *shape]``, refused where it is none."""
+        if self.graph.takes == "static":
+            whole = self._whole(x, self._shape(x, lead=1))
+            return whole.unsqueeze(0).expand(self.graph.repeats, *whole.shape).contiguous()
+        return self._whole(x, self._shape(x, lead=2))
+
+    def _shape(self, x: object, lead: int) -> tuple[int, ...]:
+        want = self.graph.input.shape
+        words = "[T, N" if lead == 2 else "[N"
+        if not isinstance(x, Tensor):
+            raise DeployError(f"x = {type(x).__name__}: must be a tensor {words}, ...].")
+        if tuple(x.shape[lead:]) != want or x.ndim < lead or 0 in x.shape[:lead]:
+            listed = ", ".join(map(str, want))
+            raise DeployError(
+                f"x has shape {tuple(x.shape)}: must be {words}, {listed}] with at least one "
+                f"{'step and ' if lead == 2 else ''}sample. This network was lowered for that size."
+            )
+        return want
+
+    def _whole(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        node = self.graph.input
+        if node.quantizer is not None and x.is_floating_point():
+            x = quantize_input(x, *node.quantizer)
+        if x.is_floating_point() and not torch.equal(x, x.round()):
+            raise DeployError(
+                "x holds fractions: an integer network without an input quantiser takes whole "
+                "numbers. Convert with input=spq.UniformInput(...), or round x."
+            )
+        least, most = int(x.min()), int(x.max())
+        if least < node.low or most > node.high:
+            raise DeployError(
+                f"x runs from {least} to {most}: accumulators are proven for {node.low} to "
+                f"{node.high}. Clamp it, or lower the model with input_range=({least}, {most})."
+            )
+        return x.to(device="cpu", dtype=torch.int32)
+
+    # Real numbers out.
+
+    def _read_out(self, output: Output, found: dict[Any, Tensor]) -> Tensor:
+        values = _reals(output, found)
+        if output.over_time == "sum":
+            return values.sum(0)
+        if output.over_time == "mean":
+            return values.mean(0)
+        if output.over_time == "last":
+            return values[-1]
+        return values
+
+    # For people.
+
+    def __repr__(self) -> str:
+        neurons = sum(torch.Size(neuron.shape).numel() for neuron in self.graph.neurons)
+        weights = sum(layer.weight.numel() for layer in self.graph.layers)
+        name = f"of {self.graph.model}: " if self.graph.model else ""
+        return (
+            f"IntegerNetwork({name}{len(self.graph.layers)} weight layers with {weights:,} "
+            f"weights, {len(self.graph.neurons)} neuron layers with {neurons:,} neurons, "
+            f"engine={self.engine.name!r})"  # type: ignore[attr-defined]
+        )
+
+    def save(self, path: Any) -> None:
+        """Write the network to one file, see :func:`~spquant_plugin.load_integer`."""
+        from .format import save_graph
+
+        save_graph(self.graph, self.sample, path)
+
+
+def _key(output: Output) -> Any:
+    return output.value if output.reads == "value" else (output.value, output.reads)
+
+
+def _reals(output: Output, found: dict[Any, Tensor]) -> Tensor:
+    """Real numbers ``[T, N, *shape]`` of an output, with the model's own arithmetic."""
+    whole = found[_key(output)]
+    dtype = torch.float64 if output.unit.dtype == torch.float64 else torch.float32
+    values = real(whole.flatten(0, 1), output.unit, output.steps, dtype)
+    if output.gate is not None:
+        is_open = found[output.gate].flatten(0, 1).to(dtype)
+        values = values * is_open.view(*is_open.shape, *[1] * (values.ndim - 2))
+    return values.view(*whole.shape)
