@@ -6,6 +6,7 @@ A record refuses a bad value when it is made, so that no later step needs to che
 from .firing import LearnableThreshold, Triangle
 from .gates import ChannelGate, SpatialGate
 from .membrane import SHAPES, BinaryMembrane, TernaryMembrane, UniformMembrane, _Membrane
+from .norm import QuantizedNorm
 from .weights import (
     AdditivePowerOfTwoWeights,
     PowerOfTwoWeights,
@@ -23,6 +24,7 @@ __all__ = [
     "ChannelGate",
     "LearnableThreshold",
     "PowerOfTwoWeights",
+    "QuantizedNorm",
     "SpQuantConfig",
     "SpatialGate",
     "TernaryMembrane",

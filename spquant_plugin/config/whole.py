@@ -9,6 +9,7 @@ from ..records import Record, fail
 from .firing import LearnableThreshold, Triangle
 from .gates import ChannelGate, SpatialGate
 from .membrane import _Membrane
+from .norm import QuantizedNorm
 from .weights import UniformInput, UniformWeights, _Weights
 
 _FIELD_KINDS: dict[str, type] = {
@@ -20,6 +21,7 @@ _FIELD_KINDS: dict[str, type] = {
     "input": UniformInput,
     "spatial_gate": SpatialGate,
     "channel_gate": ChannelGate,
+    "norm": QuantizedNorm,
 }
 
 
@@ -46,6 +48,7 @@ class SpQuantConfig(Record):
     input: UniformInput | None = None
     spatial_gate: SpatialGate | None = None
     channel_gate: ChannelGate | None = None
+    norm: QuantizedNorm | None = None
     overrides: Mapping[str, SpQuantConfig | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

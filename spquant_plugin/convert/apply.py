@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,10 +13,11 @@ from ..config import SpQuantConfig
 from ..errors import ConversionError, SelfFiringWarning
 from ..modules.device import device_of
 from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_layer import QuantizedLayer
 from .copying import copy_at_rest
 from .hosts import Hosts
 from .pairing import channel_axis
-from .plan import ConversionPlan, GateStep, LayerStep, NeuronStep
+from .plan import ConversionPlan, GateStep, LayerStep, NeuronStep, NormStep
 from .planner import plan
 
 
@@ -95,12 +96,20 @@ def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
         new = _build(step, old, devices[step.path])
         replaced.append(old)
         model = _replace(model, old, new)
+    for norm in table.norms:
+        _quantize_norm(model, norm)
     for gate in table.gates:
         _attach_gate(model, gate)
     for host in hosts.all:
         host.leave(replaced)
         host.enter(model)
     return model
+
+
+def _quantize_norm(model: nn.Module, step: NormStep) -> None:
+    """A norm behind a layer that is what it will be; so the norm is never the whole model."""
+    old, layer = model.get_submodule(step.path), model.get_submodule(step.layer)
+    _replace(model, old, step.target.from_float(old, step.rule, cast(QuantizedLayer, layer)))
 
 
 def _attach_gate(model: nn.Module, step: GateStep) -> None:

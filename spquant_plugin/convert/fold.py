@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
 from ..modules.quantized_layer import QuantizedLayer, shallow
+from ..modules.quantized_norm import QuantizedBatchNorm
 from .apply import _replace
 from .copying import copy_at_rest
 from .hosts import Hosts, require_model
@@ -16,8 +19,9 @@ from .hosts import Hosts, require_model
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy whose quantised layers are plain layers that hold the quantised weights.
 
-    The copy computes the same within float tolerance. Neurons stay as they are. A layer that
-    quantises its input has no plain twin and is refused.
+    The copy computes the same within float tolerance. Neurons stay as they are. A quantised norm
+    becomes a plain one with the factors of eval mode. A layer that quantises its input has no plain
+    twin and is refused.
 
     >>> import torch, spquant_plugin as spq
     >>> from torch import nn
@@ -35,6 +39,9 @@ def fold(model: nn.Module) -> nn.Module:
         for layer in parent.children():
             if isinstance(layer, QuantizedLayer):
                 ties.hold(parent, layer)
+    for norm in list(model.modules()):  # while their layers are what they follow
+        if isinstance(norm, QuantizedBatchNorm):
+            model = _replace(model, norm, _plain_norm(norm))
     for layer in list(model.modules()):
         if isinstance(layer, QuantizedLayer):
             model = _replace(model, layer, _plain(layer, ties))
@@ -87,7 +94,7 @@ def _plain(layer: QuantizedLayer, ties: _Ties) -> nn.Module:
     base = layer.plain_class or _plain_class(layer)
     plain = base.__new__(base)
     plain.__dict__.update({name: shallow(value) for name, value in layer.__dict__.items()})
-    for name in ("weight_quantizer", "input_quantizer"):
+    for name in ("weight_quantizer", "input_quantizer", "hands_scale_on", "handed_scale"):
         plain._modules.pop(name, None)
         plain.__dict__.pop(name, None)
     name = "weight" if "weight" in layer._parameters else "V"
@@ -99,9 +106,26 @@ def _plain(layer: QuantizedLayer, ties: _Ties) -> nn.Module:
     return plain.train(training)
 
 
-def _plain_class(layer: QuantizedLayer) -> type[nn.Module]:
-    """The framework's own class that a hand-written quantised layer was built on."""
+def _plain_norm(norm: QuantizedBatchNorm) -> nn.Module:
+    """Its weight and bias make up for the rounding; the statistics stay."""
+    base = norm.plain_class or _plain_class(norm)
+    plain: Any = base.__new__(base)
+    plain.__dict__.update({name: shallow(value) for name, value in norm.__dict__.items()})
+    for name in ("rule", "_layer"):
+        del plain.__dict__[name]
+    for name, value in zip(("weight", "bias"), norm.plain_affine(), strict=True):
+        own = plain._parameters[name]
+        learns = own is not None and own.requires_grad
+        plain._parameters[name] = nn.Parameter(value, requires_grad=learns)
+    plain.affine = True
+    return plain
+
+
+def _plain_class(layer: nn.Module) -> type[nn.Module]:
+    """The framework's own class that a hand-written quantised layer or norm was built on."""
     for base in type(layer).__mro__:
-        if issubclass(base, nn.Module) and not issubclass(base, QuantizedLayer):
+        if not issubclass(base, QuantizedLayer | QuantizedBatchNorm) and issubclass(
+            base, nn.Module
+        ):
             return base
     raise ConversionError(f"{type(layer).__name__} is built on no layer of a framework.")

@@ -29,8 +29,9 @@ class Hosts:
 
     def __init__(self) -> None:
         self.all = loaded_hosts() or [Host()]
-        # From the class of a weight layer to its quantised class.
+        # From the class of a weight layer, or a norm, to its quantised class.
         self.layers = {kind: twin for host in self.all for kind, twin in host.layers.items()}
+        self.norms = {kind: twin for host in self.all for kind, twin in host.norms.items()}
 
     def neuron_kind(self, module: nn.Module) -> tuple[Host, NeuronKind] | None:
         """The host that knows this stateful module, and what it says of it."""

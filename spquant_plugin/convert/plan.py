@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..config import ChannelGate, SpQuantConfig, UniformInput, _Weights
+from ..config import ChannelGate, QuantizedNorm, SpQuantConfig, UniformInput, _Weights
 from ..errors import UnsupportedModuleError
 from ..modules.host import Host
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.quantized_norm import QuantizedBatchNorm
 from ..modules.self_firing import SelfFiring
 from ..table import no_such_row, render
 from .pairing import Pair
@@ -47,6 +48,16 @@ class LayerStep:
 
 
 @dataclass(frozen=True)
+class NormStep:
+    """A batch norm to quantise, behind the layer whose scale it takes over."""
+
+    path: str
+    target: type[QuantizedBatchNorm]
+    rule: QuantizedNorm
+    layer: str
+
+
+@dataclass(frozen=True)
 class GateStep:
     """A weight layer to put a channel gate behind."""
 
@@ -68,6 +79,7 @@ class ConversionPlan:
 
     rows: list[PlanRow] = field(default_factory=list)
     steps: list[NeuronStep | LayerStep] = field(default_factory=list)
+    norms: list[NormStep] = field(default_factory=list)
     gates: list[GateStep] = field(default_factory=list)
     pairs: dict[str, Pair] = field(default_factory=dict)
     shows_pairs: bool = False

@@ -12,12 +12,14 @@ from ..errors import ConfigError, SelectionError, SpQuantError
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.quantized_norm import QuantizedBatchNorm
 from .gate_plan import CHANNEL, SPATIAL, GatePlanner, check_sample
 from .hosts import Hosts, require_model
 from .layers import layer_kind, not_finite
+from .norm_plan import NORMS, NormPlanner
 from .pairing import is_neuron, is_synapse
 from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
-from .selection import Selection
+from .selection import Selection, asks_to_change
 from .trace import INPUT, Trace, is_norm, trace
 
 
@@ -77,6 +79,7 @@ class _Planner:
         if sample is not None:
             self.trace = trace(model, sample, self._is_convertible)
         self.gates = GatePlanner(model, selection, self.hosts, self.trace)
+        self.norms = NormPlanner(model, selection, self.hosts, self.trace)
         self.edges, self.readers = self._edges_and_readers()
 
     def _is_neuron(self, module: nn.Module) -> bool:
@@ -117,6 +120,7 @@ class _Planner:
             part = self._add(path, module)
             if part:
                 skipped[path] = part
+        self.norms.settle(self.plan)
         self._add_input_row()
         self.plan.pairs = self.gates.pairs
         self.plan.shows_pairs = any(c.channel_gate for c in self.selection.configs)
@@ -164,7 +168,7 @@ class _Planner:
         if first is not None:
             self._row(path, module, "shared", f"same module as {first or '(model)'}")
             return "shared"
-        if isinstance(module, QuantizedNeuron | QuantizedLayer):
+        if isinstance(module, QuantizedNeuron | QuantizedLayer | QuantizedBatchNorm):
             self._add_converted(path, module)
             return "converted" if isinstance(module, QuantizedLayer) else None
         found = self.hosts.neuron_kind(module)
@@ -178,11 +182,10 @@ class _Planner:
 
     def _add_converted(self, path: str, module: nn.Module) -> None:
         config, reason = self.selection.config_for(path)
-        neuron = isinstance(module, QuantizedNeuron)
-        asked = config and (config.changes_neurons if neuron else config.changes_layers)
         # A quantised layer can still get a gate: the next stage of its training.
-        gate, told = (None, "") if neuron else self.gates.channel(path, config)
-        if asked:
+        layer = isinstance(module, QuantizedLayer)
+        gate, told = self.gates.channel(path, config) if layer else (None, "")
+        if asks_to_change(config, module):
             self._row(path, module, "refuse", "already converted: convert the float model instead")
         elif self.gates.refuses(path, told):
             self._row(path, module, "refuse", f"{told}. Set channel_gate=None in its override")
@@ -340,15 +343,16 @@ class _Planner:
                 any(c.channel_gate for c in configs),
                 self.plan.gates,
             ),
+            NORMS: (any(c.norm for c in configs), self.plan.norms),
         }
         missing = [part for part, (asked, found) in parts.items() if asked and not found]
-        if self.selection.is_limited and (self.plan.steps or self.plan.gates):
+        if self.selection.is_limited and (self.plan.steps or self.plan.gates or self.plan.norms):
             return
         if missing:
             self.selection.complain(
                 f"{type(self.model).__name__}: the configuration asks for {' and '.join(missing)}, "
                 f"and none was matched among {len(self.selection.modules)} modules. A conversion "
                 "must change something. Use a model of SpikingJelly or snnTorch, widen include, or "
-                f"leave the field at None.{self.gates.told(missing)}",
+                f"leave the field at None.{self.gates.told(missing)}{self.norms.told(missing)}",
                 SelectionError,
             )

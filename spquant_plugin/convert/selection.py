@@ -9,6 +9,8 @@ from torch import nn
 
 from ..config import SpQuantConfig
 from ..errors import SelectionError, SpQuantError, SpQuantWarning
+from ..modules.neuron import QuantizedNeuron
+from ..modules.quantized_norm import QuantizedBatchNorm
 from .matching import as_selectors, closest, explain_unmatched, unmatched
 
 
@@ -97,3 +99,12 @@ class Selection:
                     "different configurations: a shared module must get one. Select both paths "
                     "alike."
                 )
+
+
+def asks_to_change(config: SpQuantConfig | None, module: nn.Module) -> bool:
+    """Whether a configuration asks to quantise what is quantised already."""
+    if config is None:
+        return False
+    if isinstance(module, QuantizedBatchNorm):
+        return config.norm is not None
+    return config.changes_neurons if isinstance(module, QuantizedNeuron) else config.changes_layers

@@ -11,6 +11,7 @@ from torch import nn
 from ..modules.gates import ChannelGate
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.quantized_norm import QuantizedBatchNorm
 from ..table import no_such_row, render
 from .hosts import require_model
 
@@ -66,13 +67,16 @@ def status(model: nn.Module) -> Status:
     (model)  TernaryMembraneLIFNode  2 (1.58)  levels -1..1, unit 1, threshold 1
     """
     rows = []
-    for path, module in require_model(model).named_modules():
+    paths = {id(module): path for path, module in require_model(model).named_modules()}
+    for path, module in model.named_modules():
         if isinstance(module, QuantizedNeuron):
             rows.append(_neuron_row(path, module))
         elif isinstance(module, QuantizedLayer):
             rows.append(_layer_row(path, module))
         elif isinstance(module, ChannelGate):
             rows.append(_gate_row(path, module))
+        elif isinstance(module, QuantizedBatchNorm):
+            rows.append(_norm_row(path, module, paths.get(id(module.layer))))
     return Status(tuple(rows))
 
 
@@ -107,6 +111,19 @@ def _gate_row(path: str, gate: ChannelGate) -> StatusRow:
     ]
     bits = str(gate.weight_quantizer.rule.stored_bits)
     return StatusRow(path, type(gate).__name__, bits, ", ".join(parts))
+
+
+def _norm_row(path: str, norm: QuantizedBatchNorm, layer: str | None) -> StatusRow:
+    parts = [norm.rule.mode, f"behind {type(norm.layer).__name__ if layer is None else layer}"]
+    bad = sum(int((~t.isfinite()).sum()) for t in (*norm.parameters(), *norm.buffers()))
+    if bad:
+        parts.append(f"{bad} NaN or infinite values")
+    else:
+        multiplier, offset, shift = norm.dyadic()
+        for name, values in (("multipliers", multiplier), ("offsets", offset)):
+            parts.append(f"{name} {int(values.min())}..{int(values.max())}")
+        parts.append(f"over 2^{shift}")
+    return StatusRow(path, type(norm).__name__, str(norm.rule.bits), ", ".join(parts))
 
 
 @torch.no_grad()

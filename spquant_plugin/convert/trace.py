@@ -3,7 +3,7 @@
 Runs a copy in eval mode without gradient and restores the random generator. Each tensor carries its
 *origins*, the model's input to begin with, renewed by each weight layer and neuron; so one can
 tell which layers read the raw input, and which neurons a layer reads. Norms and other stateful
-modules only add themselves.
+modules only add themselves. Who reads the very tensor that a weight layer returned is kept as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .copying import _held_tensors, copy_at_rest
 from .hosts import Hosts
 
 INPUT = "(input)"
+CALLER = "(caller)"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Trace:
     output_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    # For each call of a norm the layer whose very output it was given, and for each layer all that
+    # reads its output: paths of modules, names of operations outside them, "(caller)".
+    given: dict[str, list[str | None]] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)
     norms: set[str] = field(default_factory=set)
     gates: set[str] = field(default_factory=set)
     returned: frozenset[str] = frozenset()
@@ -62,24 +67,45 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) or "Norm" in type(module).__name__
 
 
+class _Output(frozenset[str]):
+    """The origin of what a layer or neuron returned, as long as that is the very tensor."""
+
+
+def _union(found: list[frozenset[str]]) -> frozenset[str]:
+    return frozenset(found[0]) if len(found) == 1 else frozenset().union(*found)
+
+
 class _Origins(TorchDispatchMode):
     """Passes origins from the arguments of every operation to its results."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Trace) -> None:
         super().__init__()
         self.of = WeakTensorKeyDictionary()
+        self.record = record
+        self.running: list[str] = []  # the modules that are in their forward, outermost first
 
     def gather(self, values: Any) -> frozenset[str]:
-        found = [held for t in tensors_in(values) if (held := self.of.get(t)) is not None]
-        return found[0] if len(found) == 1 else frozenset().union(*found)
+        return _union(self.found(values))
+
+    def found(self, values: Any) -> list[frozenset[str]]:
+        return [held for t in tensors_in(values) if (held := self.of.get(t)) is not None]
 
     def mark(self, values: Any, origins: frozenset[str]) -> None:
         for tensor in tensors_in(values):
             self.of[tensor] = origins
 
+    def read(self, found: list[frozenset[str]], reader: str) -> list[str]:
+        """Layers whose very outputs were found where ``reader`` reads them."""
+        layers = [path for held in found if type(held) is _Output for path in held]
+        for path in layers:
+            self.record.readers.setdefault(path, set()).add(reader)
+        return layers
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        origins = self.gather((args, kwargs))
+        found = self.found((args, kwargs))
+        self.read(found, self.running[-1] if self.running else str(func))
+        origins = _union(found)
         result = func(*args, **kwargs)
         if origins:
             self.mark(result, origins)
@@ -112,7 +138,8 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
     # Clones, because a layer that works in place would change what the caller holds.
     sample = tree_map_only(Tensor, Tensor.clone, sample)
     args, kwargs = as_arguments(sample)
-    record, origins = Trace(), _Origins()
+    record = Trace()
+    origins = _Origins(record)
     record.integer_sample = all(
         not t.is_floating_point() or bool((t == t.round()).all()) for t in tensors_in(sample)
     )
@@ -121,7 +148,9 @@ def trace(model: nn.Module, sample: Any, renews: Callable[[nn.Module], bool]) ->
         try:
             with origins:
                 origins.mark(sample, frozenset({INPUT}))
-                record.returned = origins.gather(copy(*args, **kwargs))
+                result = copy(*args, **kwargs)
+                record.returned = origins.gather(result)
+                origins.read(origins.found(result), CALLER)
         except Exception as error:
             raise cannot_run(model, sample, error) from error
     return record
@@ -221,6 +250,11 @@ def _before(path: str, record: Trace, origins: _Origins) -> Callable[..., None]:
             record.order.append(path)
             record.input_shapes[path] = _first_shape((args, kwargs))
         read = origins.gather((args, kwargs))
+        if not isinstance(module, nn.Identity):  # what it returns is the same tensor
+            layers = origins.read(origins.found((args, kwargs)), path)
+            if path in record.norms:
+                record.given.setdefault(path, []).append(layers[0] if len(layers) == 1 else None)
+        origins.running.append(path)
         record.origins[path] = record.origins.get(path, frozenset()) | read
         record.calls.setdefault(path, []).append(Call(record.ticks, read))
         record.ticks += 1
@@ -233,12 +267,15 @@ def _after(
 ) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         record.output_shapes.setdefault(path, _first_shape(output))
+        while origins.running.pop() != path:
+            pass  # a module whose error was caught has not come back
         if renews:
             # States too: who reads a membrane from the neuron itself reads this neuron.
             given = {id(tensor) for tensor in tensors_in(args)}
             held = (t for t in _held_tensors(module) if not isinstance(t, nn.Parameter))
             states = [tensor for tensor in held if id(tensor) not in given]
-            origins.mark([output, states], frozenset({path}))
+            origins.mark(states, frozenset({path}))
+            origins.mark(output, _Output({path}))
         elif joins:
             origins.mark(output, origins.gather(output) | {path})
 

@@ -86,8 +86,8 @@ class _HardGate(torch.autograd.Function):
     """1 where a score reaches the threshold. The gradient goes straight through to the score."""
 
     @staticmethod
-    def forward(score: Tensor, threshold: float) -> Tensor:
-        return (score >= threshold).to(score.dtype)
+    def forward(score: Tensor, reached: Tensor) -> Tensor:
+        return reached.to(score.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,6 +96,15 @@ class _HardGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
         return grad, None
+
+
+def logit(share: float) -> float:
+    """The sigmoid's argument at a value of it.
+
+    >>> logit(0.5)
+    0.0
+    """
+    return math.log(share / (1 - share))
 
 
 def open_channels(logits: Tensor, threshold: float = 0.47, score: str = "sigmoid") -> Tensor:
@@ -107,5 +116,8 @@ def open_channels(logits: Tensor, threshold: float = 0.47, score: str = "sigmoid
     >>> mask.detach(), logits.grad
     (tensor([0., 1.]), tensor([0.1966, 0.2500]))
     """
-    scores = logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
-    return _HardGate.apply(scores, threshold)
+    if score == "sigmoid":
+        # Compared before the sigmoid, whose last bit depends on where in a tensor a value stands.
+        return _HardGate.apply(logits.sigmoid(), logits >= logit(threshold))
+    scores = logits.softmax(-1)
+    return _HardGate.apply(scores, scores >= threshold)

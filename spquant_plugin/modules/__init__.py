@@ -3,11 +3,14 @@
 from .gates import ChannelGate, SpatialGate
 from .input_quantizer import InputQuantizer
 from .quantized_layer import QuantizedLayer
+from .quantized_norm import DyadicFactors, QuantizedBatchNorm
 from .weight_quantizer import WeightQuantizer, build_weight_quantizer
 
 __all__ = [
     "ChannelGate",
+    "DyadicFactors",
     "InputQuantizer",
+    "QuantizedBatchNorm",
     "QuantizedLayer",
     "SpatialGate",
     "WeightQuantizer",

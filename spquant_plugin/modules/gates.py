@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -105,7 +104,7 @@ class ChannelGate(nn.Module):
     @property
     def threshold_logit(self) -> float:
         """The sigmoid's argument at the threshold."""
-        return math.log(self.rule.threshold / (1 - self.rule.threshold))
+        return fg.logit(self.rule.threshold)
 
     def reset_parameters(self) -> None:
         """Start open, by margins that differ, lest all channels close at the same moment.

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..config import SpQuantConfig
 from .gates import ChannelGate
-from .layers import TORCH_LAYERS
+from .layers import TORCH_LAYERS, TORCH_NORMS
 from .quantized_layer import QuantizedLayer
+from .quantized_norm import QuantizedBatchNorm
 
 # Hooks that act when a module is called, and those that act when it is saved or loaded.
 STATE_HOOK_TABLES = (
@@ -60,6 +61,7 @@ class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
     layers: dict[type[nn.Module], type[QuantizedLayer]] = TORCH_LAYERS
+    norms: dict[type[nn.Module], type[QuantizedBatchNorm]] = TORCH_NORMS
     channel_gate: type[ChannelGate] = ChannelGate
     # Whether neurons return their membrane too, so that a loss may read the last one's.
     returns_membrane = False

@@ -1,4 +1,4 @@
-"""Quantised versions of torch's own layers, and how a layer finds its quantised class."""
+"""Quantised versions of torch's own layers and norms, and how one finds its quantised class."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .quantized_layer import (
     LinearMixin,
     QuantizedLayer,
 )
+from .quantized_norm import QuantizedBatchNorm
 
 
 class QuantizedConv1d(ConvMixin, nn.Conv1d):
@@ -48,6 +49,27 @@ class QuantizedLinear(LinearMixin, nn.Linear):
     """:class:`torch.nn.Linear` on quantised weights."""
 
 
+class QuantizedBatchNorm1d(QuantizedBatchNorm, nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` with dyadic factors."""
+
+
+class QuantizedBatchNorm2d(QuantizedBatchNorm, nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` with dyadic factors.
+
+    >>> import torch, spquant_plugin as spq
+    >>> conv = QuantizedConv2d(1, 4, 3, weights=spq.UniformWeights(4))
+    >>> norm = QuantizedBatchNorm2d(4, layer=conv, norm=spq.QuantizedNorm(bits=4)).eval()
+    >>> output = norm(conv(torch.ones(1, 1, 3, 3)))
+    >>> whole = output * 2**norm.dyadic().shift
+    >>> bool((whole == whole.round()).all())
+    True
+    """
+
+
+class QuantizedBatchNorm3d(QuantizedBatchNorm, nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d` with dyadic factors."""
+
+
 TORCH_LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,
@@ -56,4 +78,10 @@ TORCH_LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.ConvTranspose2d: QuantizedConvTranspose2d,
     nn.ConvTranspose3d: QuantizedConvTranspose3d,
     nn.Linear: QuantizedLinear,
+}
+
+TORCH_NORMS: dict[type[nn.Module], type[QuantizedBatchNorm]] = {
+    nn.BatchNorm1d: QuantizedBatchNorm1d,
+    nn.BatchNorm2d: QuantizedBatchNorm2d,
+    nn.BatchNorm3d: QuantizedBatchNorm3d,
 }

@@ -29,6 +29,9 @@ class QuantizedLayer(nn.Module):
     weight_quantizer: WeightQuantizer | None
     input_quantizer: InputQuantizer | None
     plain_class: type[nn.Module] | None = None  # what it was made from, for the way back
+    # A quantised norm takes scale and bias over: the layer then returns its sums as they are.
+    hands_scale_on: bool = False
+    handed_scale: Tensor | float | None = None  # of the last forward
 
     def __init__(
         self,
@@ -99,6 +102,8 @@ class QuantizedLayer(nn.Module):
     def run(self, operation: Operation, x: Tensor, channel_dim: int) -> Tensor:
         """Apply ``operation(x, levels)``, then the scales, then the bias.
 
+        Scales and bias are left to the norm behind a layer that hands them on.
+
         ``channel_dim`` counts from the end, so that a missing batch dimension does no harm.
         """
         levels, scale = self.quantized_weight()
@@ -110,15 +115,45 @@ class QuantizedLayer(nn.Module):
             levels, x = self._scaled(levels, scale), x if step is None else x * step
             scale = step = None
         y = operation(x, levels)
+        if self.hands_scale_on:
+            self.handed_scale = _product(scale, step)
+            return y
         dtype = y.dtype
         trailing = (1,) * (-channel_dim - 1)
-        if scale is not None:
-            y = y * (scale if step is None else scale * step).view(-1, *trailing)
+        factor = _product(scale, step)
+        if isinstance(factor, Tensor):
+            y = y * factor.view(-1, *trailing)
         elif step is not None:
             y = y * step
         if self.bias is not None:
             y = y + self.bias.view(-1, *trailing)
         return y.to(dtype)
+
+    @torch.no_grad()
+    def present_scale(self) -> Tensor | float:
+        """What turns the layer's sums into its output in eval mode, but for the bias."""
+        parts = [m for m in (self.weight_quantizer, self.input_quantizer) if m is not None]
+        modes = [part.training for part in parts]
+        for part in parts:
+            part.eval()  # reading must not move alpha
+        step = None if self.input_quantizer is None else self.input_quantizer.scale
+        scale = _product(self.quantized_weight()[1], step)
+        for part, training in zip(parts, modes, strict=True):
+            part.train(training)
+        return scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph can neither be copied nor stored.
+        state = self.__dict__.copy()
+        if isinstance(self.handed_scale, Tensor):
+            state["handed_scale"] = self.handed_scale.detach()
+        return state
+
+
+def _product(scale: Tensor | None, step: float | None) -> Tensor | float:
+    if scale is None:
+        return 1.0 if step is None else step
+    return scale if step is None else scale * step
 
 
 def _is_float16(x: Tensor) -> bool:

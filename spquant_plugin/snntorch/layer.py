@@ -1,4 +1,4 @@
-"""Quantised layers and gates for snnTorch models, which are built from torch's own layers."""
+"""Quantised layers, norms and gates for snnTorch models, which hold torch's own layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from torch import Tensor
 from ..modules.gates import ChannelGate, SpatialGate
 from ..modules.layers import (
     TORCH_LAYERS,
+    QuantizedBatchNorm1d,
+    QuantizedBatchNorm2d,
+    QuantizedBatchNorm3d,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
@@ -20,6 +23,9 @@ from ..modules.quantized_layer import QuantizedLayer
 
 __all__ = [
     "ChannelGate",
+    "QuantizedBatchNorm1d",
+    "QuantizedBatchNorm2d",
+    "QuantizedBatchNorm3d",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import KernelError
 from ..modules.gates import ChannelGate
-from ..modules.layers import TORCH_LAYERS
+from ..modules.layers import TORCH_LAYERS, TORCH_NORMS
 from ..modules.neuron import QuantizedNeuron
 from .fused import fused_rule
 from .neuron import TernaryLapicque, TernaryLeaky, TernarySynaptic
@@ -29,7 +29,7 @@ LAYERS: dict[type[nn.Module], int] = {
     **dict.fromkeys((nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), 5),
 }
 LAYERS |= {TORCH_LAYERS[kind]: axes for kind, axes in LAYERS.items() if kind in TORCH_LAYERS}
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (*TORCH_NORMS, *TORCH_NORMS.values())
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 # These need a batch.
 BATCHED = (*NORMS, *DROPOUTS, nn.GroupNorm, nn.PReLU, nn.Flatten, nn.Unflatten)

@@ -13,7 +13,7 @@ from torch import nn
 from ..config import SpQuantConfig
 from ..modules.host import Host, NeuronKind, NeuronUpdate, carry_over
 from . import surrogate
-from .layer import LAYERS, ChannelGate
+from .layer import LAYERS, NORMS, ChannelGate
 from .neuron import (
     TernaryMembraneIFNode,
     TernaryMembraneLIFNode,
@@ -34,6 +34,7 @@ class SpikingJellyHost(Host):
     """SpikingJelly 2."""
 
     layers = LAYERS
+    norms = NORMS
     channel_gate = ChannelGate
 
     def neuron_kind(self, module: nn.Module) -> NeuronKind | None:

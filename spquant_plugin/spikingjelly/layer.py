@@ -1,4 +1,4 @@
-"""SpikingJelly layers on quantised weights, in both step modes, and gates.
+"""SpikingJelly layers on quantised weights, in both step modes, their norms, and gates.
 
 Torch's own layers, as they stand inside ``SeqToANNContainer``, have their twins in
 ``spquant_plugin.modules.layers``.
@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from ..modules import gates
 from ..modules.gates import SpatialGate
-from ..modules.layers import TORCH_LAYERS
+from ..modules.layers import TORCH_LAYERS, TORCH_NORMS
 from ..modules.quantized_layer import (
     ConvMixin,
     ConvTransposeMixin,
     LinearMixin,
     QuantizedLayer,
 )
+from ..modules.quantized_norm import QuantizedBatchNorm
 
 __all__ = [
     "ChannelGate",
+    "QuantizedBatchNorm1d",
+    "QuantizedBatchNorm2d",
+    "QuantizedBatchNorm3d",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -98,6 +102,25 @@ class QuantizedLinear(LinearMixin, layer.Linear):
     """SpikingJelly's ``Linear`` on quantised weights."""
 
 
+class QuantizedBatchNorm1d(QuantizedBatchNorm, layer.BatchNorm1d):
+    """SpikingJelly's ``BatchNorm1d`` with dyadic factors."""
+
+
+class QuantizedBatchNorm2d(QuantizedBatchNorm, layer.BatchNorm2d):
+    """SpikingJelly's ``BatchNorm2d`` with dyadic factors.
+
+    >>> import torch, spquant_plugin as spq
+    >>> conv = QuantizedConv2d(2, 4, 3, step_mode="m", weights=spq.PowerOfTwoWeights(2))
+    >>> norm = QuantizedBatchNorm2d(4, step_mode="m", layer=conv)
+    >>> norm(conv(torch.zeros(5, 1, 2, 8, 8))).shape
+    torch.Size([5, 1, 4, 6, 6])
+    """
+
+
+class QuantizedBatchNorm3d(QuantizedBatchNorm, layer.BatchNorm3d):
+    """SpikingJelly's ``BatchNorm3d`` with dyadic factors."""
+
+
 LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     layer.Conv1d: QuantizedConv1d,
     layer.Conv2d: QuantizedConv2d,
@@ -107,4 +130,11 @@ LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {
     layer.ConvTranspose3d: QuantizedConvTranspose3d,
     layer.Linear: QuantizedLinear,
     **TORCH_LAYERS,
+}
+
+NORMS: dict[type[nn.Module], type[QuantizedBatchNorm]] = {
+    layer.BatchNorm1d: QuantizedBatchNorm1d,
+    layer.BatchNorm2d: QuantizedBatchNorm2d,
+    layer.BatchNorm3d: QuantizedBatchNorm3d,
+    **TORCH_NORMS,
 }
