@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "spquant_plugin"
 
 # A part may import the parts before it. Hosts stand on one line: they do not import each other.
 LAYERS = [
-    {"errors", "table"},
+    {"errors", "table", "counts"},
     {"records"},
     {"config"},
     {"presets", "functional"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"modules"},
     {"spikingjelly", "snntorch"},
     {"convert"},
-    {"analysis"},
+    {"analysis", "deploy"},
     {"models", "data"},
 ]
 # Parts that build a host's networks need that host.
