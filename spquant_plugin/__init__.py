@@ -15,6 +15,7 @@ from .config import (
     ChannelGate,
     LearnableThreshold,
     PowerOfTwoWeights,
+    QuantizedNorm,
     SpatialGate,
     SpQuantConfig,
     TernaryMembrane,
@@ -40,6 +41,8 @@ from .convert import (
     reset,
     status,
 )
+from .deploy import IntegerNetwork, Verification, export_c, load_integer, to_integer, verify
+from .deploy.nir import export_nir
 from .errors import SpQuantError, SpQuantWarning
 
 __version__ = "0.1.0"
@@ -50,9 +53,11 @@ __all__ = [
     "ChannelGate",
     "ConversionPlan",
     "GateSchedule",
+    "IntegerNetwork",
     "LearnableThreshold",
     "LoadReport",
     "PowerOfTwoWeights",
+    "QuantizedNorm",
     "Report",
     "SpQuantConfig",
     "SpQuantError",
@@ -65,6 +70,7 @@ __all__ = [
     "UniformInput",
     "UniformMembrane",
     "UniformWeights",
+    "Verification",
     "__version__",
     "analyze",
     "calibrate",
@@ -72,16 +78,21 @@ __all__ = [
     "convert",
     "convert_",
     "errors",
+    "export_c",
+    "export_nir",
     "fold",
     "functional",
     "gate_loss",
     "gate_stats",
     "kernels",
     "load_float_state_dict",
+    "load_integer",
     "plan",
     "presets",
     "reset",
     "status",
+    "to_integer",
+    "verify",
 ]
 
 

@@ -32,6 +32,7 @@ class Call:
     kwargs: dict[str, Any]
     result: Any
     steps: int  # time steps of the whole run
+    added_to_zeros: bool = False  # whether what the operation wrote to held zeros before
 
     def arg(self, index: int, default: Any = None) -> Any:
         """Positional argument, or the default where it was left out."""

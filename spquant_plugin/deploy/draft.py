@@ -25,6 +25,9 @@ class Draft:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.currents: dict[str, Symbol] = {}  # what each neuron reads
+        self.dtype = torch.float32  # of the model
+        self.lead: tuple[int, ...] = ()  # time and samples, or samples, of the whole run
         self.known: dict[tuple[Any, ...], str] = {}
 
     def add(self, key: tuple[Any, ...], node: Node) -> Node:
@@ -53,31 +56,43 @@ class Draft:
 
     def input(self, shape: tuple[int, ...], low: int, high: int, quantizer: Any) -> Node:
         """What enters."""
-        node = Input(name="input", inputs=(), shape=shape, low=low, high=high, quantizer=quantizer)
+        node = Input(
+            name="(input)", inputs=(), shape=shape, low=low, high=high, quantizer=quantizer
+        )
         return self.add(("input",), node)
+
+    def whole_only(self, x: Symbol) -> Symbol:
+        """The symbol, if it is whole numbers already."""
+        if x.analogue:
+            raise DeployError(
+                "it reads the analogue input, which other layers quantise as they read it: must be "
+                "read by such layers alone. Move it behind the first neuron."
+            )
+        return x
 
     def reshape(self, x: Symbol, shape: tuple[int, ...]) -> Symbol:
         """The same numbers in another shape; channels with numbers of their own stay channels."""
         if shape == x.shape:
             return x
         keeps_channels = shape[:1] == x.shape[:1] and size(shape) == size(x.shape) == shape[0]
-        if not keeps_channels and not (x.exact and x.uniform):
+        if x.added is not None or not (keeps_channels or x.analogue or (x.exact and x.uniform)):
             raise DeployError(
                 f"currents of shape {x.shape} are reshaped to {shape}: their scales belong to "
                 "channels, so only spikes may be. Put a neuron in between."
             )
-        reshape = Reshape(name="reshape", inputs=(x.node,), shape=shape, low=0, high=0)
+        reshape = Reshape(name="(reshape)", inputs=(x.node,), shape=shape, low=0, high=0)
         node = self.add(("reshape", shape, x.node), reshape)
         unit = x.unit if keeps_channels else x.unit[:1]
         return x.but(node=node.name, shape=shape, unit=unit)
 
     def settled(self, x: Symbol) -> Symbol:
         """What a dyadic norm or a gate makes of whole numbers, as whole numbers."""
+        self.whole_only(x)
         if x.dyadic is not None and x.added is None and x.over_time is None:
             x = self._affine(x, x.dyadic)
         if x.gate is None or x.steps or x.added is not None or x.over_time is not None:
             return x
-        node = Mask(name="mask", inputs=(x.node, x.gate), shape=x.shape, low=0, high=0)
+        node = Mask(name="(mask)", inputs=(x.node, x.gate), shape=x.shape, low=0, high=0)
         return x.but(node=self.add(("mask", x.node, x.gate), node).name, gate=None)
 
     def _affine(self, x: Symbol, norm: Dyadic) -> Symbol:
@@ -129,7 +144,7 @@ class Draft:
         unit = torch.minimum(one.unit, other.unit)
         factors = [self._factor(symbol.unit / unit) for symbol in (one, other)]
         both = Add(
-            name="add",
+            name="(add)",
             inputs=(one.node, other.node),
             shape=one.shape,
             low=0,
@@ -172,7 +187,7 @@ class Draft:
         unit = min(part.unit[:1] for part in parts)
         names = [self._times(part, unit) for part in parts]
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-        node = Concat(name="concat", inputs=tuple(names), shape=shape, low=0, high=0)
+        node = Concat(name="(concat)", inputs=tuple(names), shape=shape, low=0, high=0)
         return parts[0].but(node=self.add(("concat", *names), node).name, shape=shape, unit=unit)
 
     def _times(self, part: Symbol, unit: Tensor) -> str:
@@ -180,7 +195,7 @@ class Draft:
         if int(factor) == 1:
             return part.node
         node = Add(
-            name="scale",
+            name="(scale)",
             inputs=(part.node,),
             shape=part.shape,
             low=0,

@@ -24,7 +24,6 @@ aten = torch.ops.aten
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
-    aten.unsqueeze.default,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -34,23 +33,41 @@ def _view(call: Call) -> Symbol:
     return laid_out(call.draft, symbol_of(call.args[0]), tuple(call.result.shape))
 
 
+@handles(aten.unsqueeze.default)
+def _unsqueeze(call: Call) -> Symbol:
+    x, shape = symbol_of(call.args[0]), tuple(call.result.shape)
+    axis = call.args[1] % len(shape)
+    if axis < len(x.lead):
+        return laid_out(call.draft, x, shape)
+    return call.draft.reshape(x, shape[len(x.lead) :])
+
+
 def laid_out(draft: Draft, x: Symbol, shape: tuple[int, ...]) -> Symbol:
     """The symbol of a tensor that was given another shape: which axes are time and samples now."""
     fits = [
-        axes
-        for axes in range(1, len(shape) + 1)
-        if size(shape[:axes]) == size(x.lead) and size(shape[axes:]) == size(x.shape)
+        lead
+        for lead in _leads(draft, x)
+        if shape[: len(lead)] == lead and size(shape[len(lead) :]) == size(x.shape)
     ]
     if not fits:
         raise DeployError(
-            f"a value of shape {(*x.lead, *x.shape)} becomes {shape}: samples and steps must stay "
-            "apart from channels and pixels."
+            f"a value of shape {(*x.lead, *x.shape)} becomes {shape}: time and samples must stay "
+            "in front, in their order, apart from channels and pixels."
         )
-    own = len(x.lead)
-    kept = [axes for axes in fits if shape[axes:] == x.shape]
-    same_lead = [own] if own in fits and shape[:own] == x.lead else []
-    axes = [*kept, *same_lead, *fits][0]
-    return draft.reshape(x, shape[axes:]).but(lead=shape[:axes])
+    kept = [lead for lead in fits if shape[len(lead) :] == x.shape]
+    own = [lead for lead in fits if lead == x.lead]
+    # With one sample, time folded into the samples looks like time alone.
+    folded = len(draft.lead) == 2 and x.time is None
+    lead = [*kept, *own, *fits][0] if folded else [*own, *kept, *fits][0]
+    return draft.reshape(x, shape[len(lead) :]).but(lead=lead)
+
+
+def _leads(draft: Draft, x: Symbol) -> list[tuple[int, ...]]:
+    """Axes in front that a tensor of this symbol may have; more axes first."""
+    samples = draft.lead[-1]
+    if x.time is None and x.over_time is None and len(draft.lead) == 2:
+        return [draft.lead, (size(draft.lead),)]
+    return [(1, samples), (samples,)]
 
 
 @handles(
@@ -59,24 +76,17 @@ def laid_out(draft: Draft, x: Symbol, shape: tuple[int, ...]) -> Symbol:
     aten.alias.default,
     aten.contiguous.default,
     aten.lift_fresh.default,
-    aten.dropout.default,
+    aten._to_copy.default,
 )
 def _same(call: Call) -> Symbol:
     return symbol_of(call.args[0])
-
-
-@handles(aten._to_copy.default)
-def _converted(call: Call) -> Symbol:
-    if call.result.dtype in (torch.float32, torch.float64):
-        return symbol_of(call.args[0])
-    raise DeployError(f"a value becomes {call.result.dtype}: must stay float32 or float64.")
 
 
 # --- time ---------------------------------------------------------------------------------------
 
 
 def _at(x: Symbol, step: int, lead: tuple[int, ...]) -> Symbol:
-    if x.time is not None or len(x.lead) < 2:
+    if x.time is not None or len(x.lead) < 2 or x.over_time is not None:
         raise DeployError("samples or channels are picked out: a network must take all of them.")
     return x.but(time=step % x.lead[0], lead=lead)
 
@@ -150,8 +160,9 @@ def _reduce(call: Call) -> Symbol:
     axes = sorted(axis % total for axis in (axes or range(total)))
     kind = "mean" if call.operation == aten.mean.dim else "sum"
     space = list(range(len(x.lead) + 1, len(x.lead) + len(x.shape)))
-    if axes == [0] and len(x.lead) > 1 and x.time is None:
-        return x.but(over_time=kind, lead=tuple(call.result.shape[: len(x.lead) - 1]))
+    if axes == [0] and x.lead == call.draft.lead and len(x.lead) == 2 and x.over_time is None:
+        call.draft.whole_only(x)
+        return x.but(over_time=kind, lead=x.lead[1:])
     if axes == space:
         pooled = pool_all(call.draft, x, average=kind == "mean")
         return laid_out(call.draft, pooled, tuple(call.result.shape))
@@ -167,8 +178,9 @@ def _add(call: Call) -> Symbol:
     if call.kwargs.get("alpha", 1) != 1:
         raise DeployError("a sum has weights (alpha): must be plain.")
     if not isinstance(one, Symbol) or not isinstance(other, Symbol):
-        return _plus_constant(one, other)
-    if one.over_time == "partial" or (one.time != other.time and one.same(other, but_time=True)):
+        return _plus_constant(call, one, other)
+    successive = one.time != other.time and one.same(other, but_time=True)
+    if successive or "partial" in (one.over_time, other.over_time):
         return _running_sum(one, other)
     if one.time != other.time and None not in (one.time, other.time):
         raise DeployError("values of different steps are added: must be of the same step.")
@@ -181,9 +193,11 @@ def _add(call: Call) -> Symbol:
     return call.draft.sum(one, other).but(time=later)
 
 
-def _plus_constant(one: Any, other: Any) -> Symbol:
+def _plus_constant(call: Call, one: Any, other: Any) -> Symbol:
     x, constant = (one, other) if isinstance(one, Symbol) else (other, one)
     zero = bool((constant == 0).all()) if isinstance(constant, Tensor) else constant == 0
+    if constant is one and call.operation == aten.add_.Tensor:
+        zero = call.added_to_zeros
     if isinstance(constant, Refused) or not zero:
         if isinstance(constant, Refused):
             raise DeployError(constant.reason)
@@ -193,8 +207,12 @@ def _plus_constant(one: Any, other: Any) -> Symbol:
 
 def _running_sum(one: Symbol, other: Symbol) -> Symbol:
     """``total = total + spikes`` in a loop over time; ``time`` is the last step in it."""
+    if other.over_time == "partial":
+        one, other = other, one
     begun = one if one.over_time == "partial" else one.but(over_time="partial")
     whole = begun.but(over_time=None)
+    if one.over_time is None and one.time != 0:
+        raise DeployError("a sum over time begins late: must take every step, from the first on.")
     if not whole.same(other, but_time=True) or other.time != (one.time or 0) + 1:
         raise DeployError("a sum over time leaves out steps: must take each, in their order.")
     return begun.but(time=other.time)
@@ -206,17 +224,19 @@ def _times(call: Call) -> Symbol:
     divides = call.operation in (aten.div.Tensor, aten.div_.Tensor)
     if isinstance(other, Symbol) and not isinstance(one, Symbol) and not divides:
         one, other = other, one
-    x = symbol_of(one)
+    x = call.draft.whole_only(symbol_of(one))
     factor = _number(other)
     if factor is None:
         raise DeployError("two values are multiplied: a product of spikes cannot be lowered.")
     if divides and x.over_time == "partial" and factor == call.steps == (x.time or 0) + 1:
-        return x.but(over_time="mean", time=None)
+        return x.but(over_time="running mean", time=None)
     if factor > 0 and is_power_of_two(factor) and not x.steps and x.added is None:
         return x.but(unit=x.unit / factor if divides else x.unit * factor)
     if divides or x.added is not None or x.gate is not None or x.over_time is not None:
         raise DeployError(f"a value is scaled by {factor:g}: must be a power of two here.")
-    return x.but(steps=(*x.steps, ("multiply", torch.tensor(factor))), dyadic=None)
+    return x.but(
+        steps=(*x.steps, ("multiply", torch.tensor(factor, dtype=torch.float64))), dyadic=None
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -26,14 +26,17 @@ def lower_gate(draft: Draft, path: str, gate: Any, source: Symbol, x: Symbol) ->
         raise DeployError(
             f"it gates axis {gate.channel_dim} of a value of shape {x.shape}: must be the channels."
         )
-    if x.gate is not None or x.added is not None:
+    if x.gate is not None or x.added is not None or x.analogue:
         raise DeployError(
             "it gates a gated value or a sum: must follow one branch's norm or layer."
         )
     node = draft.nodes[source.node]
     membrane = gate.source == "membrane"
     if not membrane and not (source.exact and source.uniform):
-        raise DeployError("it reads a float current: must read spikes or the quantised input.")
+        raise DeployError(
+            "it reads a float current or an analogue input: must read spikes. Use "
+            'source="membrane".'
+        )
     area = size(node.shape[1:])
     unit = 1.0 if membrane else float(source.unit[0])
     levels, threshold = decision(gate, _reach(node, membrane), area, unit)
@@ -46,6 +49,7 @@ def lower_gate(draft: Draft, path: str, gate: Any, source: Symbol, x: Symbol) ->
         reads="membrane" if membrane else "value",
         weight=levels,
         threshold=threshold,
+        bits=gate.weight_quantizer.rule.stored_bits,
     )
     named = draft.add(("gate", path, source.node), decided).name
     return x.but(gate=named)

@@ -52,9 +52,13 @@ class Input(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Sums(Node):
-    """Sums of weighted inputs; ``weight`` is int8 with the output channels first."""
+    """Sums of weighted inputs; ``weight`` is int8 with the output channels first.
+
+    ``bits`` are those that the quantiser's levels take when stored, at most 8.
+    """
 
     weight: Tensor
+    bits: int = 8
 
     def bounds(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         """Least and largest sum of each filter (int64) whose inputs lie in ``low`` to ``high``.
@@ -138,12 +142,13 @@ class ChannelDecision(Node):
 
     The sums are over space: of the levels that the neuron ``inputs[0]`` stored in this step, where
     ``reads`` is ``"membrane"``, or of that value itself, where it is ``"value"``. ``weight`` is
-    int8 ``[O, I]``, ``threshold`` int64 ``[O]``.
+    int8 ``[O, I]``, ``threshold`` int64 ``[O]``. ``bits`` are those of a stored weight.
     """
 
     reads: str
     weight: Tensor
     threshold: Tensor
+    bits: int = 8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -222,7 +227,8 @@ class Output:
     The whole numbers times ``unit`` (powers of two, one or one per channel), then ``steps`` one
     after the other, each in the model's precision: ``("multiply", factor)``, ``("add", term)``,
     or ``("norm", mean, variance, weight, bias, epsilon)``. ``over_time`` is None (a value for every
-    step), ``"sum"``, ``"mean"`` or ``"last"``.
+    step), ``"sum"``, ``"mean"``, ``"last"``, or ``"running sum"`` and ``"running mean"``, which add
+    one step after the other: of float values that is another rounding.
     """
 
     value: str
@@ -238,7 +244,8 @@ class Graph:
     """Nodes in the order they run, and what is read out.
 
     ``takes`` is what the model took in one call: ``"sequence"``, ``"step"``, or ``"static"``, one
-    input for all of ``repeats`` steps. ``single`` says that it returned one tensor, no tuple.
+    input for all of ``repeats`` steps. A sequence of ``repeats`` above 1 has exactly that many
+    steps. ``single`` says that it returned one tensor, no tuple.
     """
 
     nodes: tuple[Node, ...]

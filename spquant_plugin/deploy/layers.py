@@ -35,10 +35,10 @@ def whole_weight(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def lower_layer(draft: Draft, path: str, layer: Any, x: Symbol) -> Symbol:
     """Sums of a weight layer; its scale and bias follow as float steps."""
-    _check_layer(layer, x, draft)
+    _check_layer(layer, x)
     whole, unit, scale = whole_weight(layer)
     node = _sums(draft, path, layer, whole, x)
-    sums = x.but(node=node.name, shape=node.shape, unit=x.unit[:1] * unit)
+    sums = x.but(node=node.name, shape=node.shape, unit=x.unit[:1] * unit, analogue=False)
     if getattr(layer, "hands_scale_on", False):
         return sums  # the normalisation behind it knows the scale and the bias
     steps: list[Step] = []
@@ -52,7 +52,7 @@ def lower_layer(draft: Draft, path: str, layer: Any, x: Symbol) -> Symbol:
     return sums.but(steps=tuple(steps))
 
 
-def _check_layer(layer: Any, x: Symbol, draft: Draft) -> None:
+def _check_layer(layer: Any, x: Symbol) -> None:
     supported = (nn.Conv1d, nn.Conv2d, nn.Linear)
     if not isinstance(layer, QuantizedLayer) or layer.weight_quantizer is None:
         raise DeployError(
@@ -64,21 +64,20 @@ def _check_layer(layer: Any, x: Symbol, draft: Draft) -> None:
             f"{type(layer).__name__} cannot be lowered: supported are Conv1d, Conv2d and Linear. "
             "Replace it."
         )
-    if not x.exact or not x.uniform:
+    if x.analogue and layer.input_quantizer is None:
+        raise DeployError(
+            "it reads the raw input unquantised, and another layer reads it quantised: all must "
+            "agree. Convert both with the same input=spq.UniformInput(...)."
+        )
+    if not x.analogue and (not x.exact or not x.uniform):
         raise DeployError(
             "it reads a float current: must read spikes, pooled spikes or the quantised input. Put "
             "a neuron in front of it, and pools behind neurons."
         )
-    from_input = draft.nodes[x.node].kind == "Input"
-    if layer.input_quantizer is not None and not from_input:
+    if layer.input_quantizer is not None and not x.analogue:
         raise DeployError(
             "it quantises an input that the network has changed before: must read the raw input. "
             "Move what stands before it behind the first neuron."
-        )
-    if from_input and layer.input_quantizer is None and draft.nodes[x.node].quantizer is not None:  # type: ignore[attr-defined]
-        raise DeployError(
-            "it reads the raw input unquantised, and another layer reads it quantised: all must "
-            "agree. Convert both with the same input=spq.UniformInput(...)."
         )
 
 
@@ -104,7 +103,8 @@ def _sums(draft: Draft, path: str, layer: Any, whole: Tensor, x: Symbol) -> Node
 
 
 def _layer(path: str, layer: Any, whole: Tensor, x: Symbol) -> Node:
-    named: dict[str, Any] = {"name": path, "inputs": (x.node,), "low": 0, "high": 0}
+    bits = layer.weight_quantizer.rule.stored_bits
+    named: dict[str, Any] = {"name": path, "inputs": (x.node,), "low": 0, "high": 0, "bits": bits}
     weight = whole.to(torch.int8)
     if isinstance(layer, nn.Linear):
         if len(x.shape) != 1:
@@ -148,7 +148,8 @@ def _padding(layer: Any) -> tuple[int, ...]:
 
 def lower_norm(path: str, norm: Any, x: Symbol) -> Symbol:
     """A batch norm in eval mode: float steps, or whole numbers where its factors are dyadic."""
-    if x.gate is not None or x.added is not None or x.over_time is not None or x.reads != "value":
+    fresh = x.gate is None and x.added is None and x.over_time is None and not x.analogue
+    if not fresh or x.reads != "value":
         raise DeployError("it normalises a gated value or a sum: must follow one weight layer.")
     if norm.num_features != x.shape[0]:
         raise DeployError(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..convert.hosts import Hosts, require_model, reset
-from ..convert.pairing import is_neuron
-from ..convert.trace import as_arguments, cannot_run, quiet_copy, tensors_in
+from ..convert.hosts import require_model, reset
+from ..convert.trace import as_arguments, quiet_copy, tensors_in
 from ..errors import DeployError
 from ..functional.inputs import input_range as range_of_input
 from ..modules.quantized_layer import QuantizedLayer
 from .calls import Refused
-from .draft import Draft
+from .draft import EXACT, Draft
 from .graph import Graph, Neuron, Node, Output
+from .hooks import refuse_hooks
+from .modes import plain_mode, precision_of
 from .network import IntegerNetwork
 from .recording import Recorder
 from .symbol import Symbol
+from .timing import count_steps, is_multi_step
 
 
 def to_integer(
@@ -51,20 +52,58 @@ def to_integer(
     >>> bool(torch.equal(net(x), model(x))), net.graph["0"].weight.dtype
     (True, torch.int8)
     """
-    require_model(model)
+    refuse_hooks(require_model(model))
     x = _only_tensor(sample)
+    _check_range(input_range)
     try:
-        with quiet_copy(model) as copy:
-            takes, steps = _count_steps(copy, model, x)
-        with quiet_copy(model) as copy:
-            draft = Draft()
-            found = _record(copy, draft, x, takes, steps, input_range)
-        graph = _graph(draft, found, type(model).__name__, takes, steps)
+        with plain_mode(), quiet_copy(model) as copy:
+            takes, steps = count_steps(copy, model, x)
+        multi_step = is_multi_step(model)
+        graph = _lower(model, x, takes, steps, input_range)
+        if takes == "sequence" and not multi_step and not _goes_on(model, x, graph, input_range):
+            graph = replace(graph, repeats=steps)
     finally:
         reset(model)
     net = IntegerNetwork(graph, torch.zeros(0), engine)
     net.sample = _kept_sample(net, x, takes)
     return net
+
+
+def _check_range(given: object) -> None:
+    whole = isinstance(given, tuple | list) and [type(end) for end in given] == [int, int]
+    if given is not None and not whole:
+        raise DeployError(
+            f"input_range = {given!r}: must be two whole numbers (low, high). Leave it out to take "
+            "it from the sample."
+        )
+
+
+def _lower(
+    model: nn.Module, x: Tensor, takes: str, steps: int, input_range: tuple[int, int] | None
+) -> Graph:
+    draft = Draft()
+    draft.dtype = precision_of(model)
+    with plain_mode(), quiet_copy(model) as copy:
+        found = _record(copy, draft, x, takes, steps, input_range)
+    return _graph(draft, found, type(model).__name__, takes, steps)
+
+
+def _goes_on(
+    model: nn.Module, x: Tensor, graph: Graph, input_range: tuple[int, int] | None
+) -> bool:
+    """Whether a loop over time takes its number of steps from the input: one more is one more."""
+    longer = torch.cat([x, x[-1:]])
+    with plain_mode(), quiet_copy(model) as copy:
+        takes, steps = count_steps(copy, model, longer)
+    if (takes, steps) != ("sequence", len(longer)):
+        return False
+    try:
+        again = _lower(model, longer, takes, steps, input_range)
+    except DeployError:
+        return False
+    times = [[output.over_time for output in found.outputs] for found in (graph, again)]
+    names = [[node.name for node in found.nodes] for found in (graph, again)]
+    return times[0] == times[1] and names[0] == names[1]
 
 
 def _only_tensor(sample: Any) -> Tensor:
@@ -76,72 +115,6 @@ def _only_tensor(sample: Any) -> Tensor:
         f"sample = {type(sample).__name__} with {len(tensors)} tensors: must be one tensor. An "
         "integer network has one input; keep states inside the neurons."
     )
-
-
-# --- how the model goes through time ------------------------------------------------------------
-
-
-class _Picks(TorchDispatchMode):
-    """How long the first axes are that a run takes apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func.name()
-        apart = name.startswith(("aten::select.int", "aten::unbind", "aten::split", "aten::unsafe"))
-        first = args[0] if args else None
-        axis = args[1] if name == "aten::select.int" else 0
-        if apart and isinstance(first, Tensor) and axis == 0 and first.ndim > 1:
-            self.sizes.add(first.shape[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _count_steps(copy: nn.Module, model: nn.Module, x: Tensor) -> tuple[str, int]:
-    """What the model takes in one call, and how many steps that are."""
-    hosts, calls = Hosts(), {}
-    for path, module in copy.named_modules():
-        if is_neuron(module, hosts):
-            calls[path] = 0
-            module.register_forward_pre_hook(_counter(calls, path))
-    if not calls:
-        raise DeployError(
-            f"{type(model).__name__}: holds no spiking neuron, so there is nothing to lower. Pass "
-            "a model of SpikingJelly or snnTorch."
-        )
-    picks = _Picks()
-    try:
-        with picks:
-            copy(x.clone())
-    except Exception as error:
-        raise cannot_run(model, x, error) from error
-    counts = {count for count in calls.values() if count}
-    modes = {getattr(copy.get_submodule(path), "step_mode", "s") for path in calls if calls[path]}
-    if len(counts) != 1 or (len(modes) > 1 and counts == {1}):
-        listed = ", ".join(f"{path or '(model)'} {count}" for path, count in calls.items())
-        raise DeployError(
-            f"{type(model).__name__}: the sample calls its neurons {listed} times, in step modes "
-            f"{sorted(modes)}: all must see the same steps. Call each once per step, in one mode."
-        )
-    steps = counts.pop()
-    if modes == {"m"}:
-        if steps > 1:
-            raise DeployError(
-                f"{type(model).__name__}: calls neurons in step mode 'm' {steps} times: must be "
-                "once. Use one neuron for each place."
-            )
-        return "sequence", x.shape[0]
-    if steps == 1:
-        return "step", 1
-    return ("sequence" if steps in picks.sizes and x.shape[0] == steps else "static"), steps
-
-
-def _counter(calls: dict[str, int], path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        calls[path] += 1
-
-    return hook
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -160,21 +133,34 @@ def _record(
     quantizer, low, high = _input(copy, x, input_range)
     node = draft.input(tuple(x.shape[lead:]), low, high, quantizer)
     recorder = Recorder(copy, draft, steps)
-    recorder.steps_by_call = takes != "step" and not (takes == "sequence" and _is_multi(copy))
+    recorder.steps_by_call = takes == "static" or (takes == "sequence" and not is_multi_step(copy))
     recorder.watch()
+    draft.lead = tuple(x.shape[:lead])
+    symbol = Symbol(node.name, node.shape, draft.lead, analogue=quantizer is not None)
+    found = _call(copy, recorder, x, symbol)
+    if takes == "step":  # what a model remembers by itself shows in its next call
+        again = _call(copy, recorder, x, symbol)
+        if len(again) != len(found) or not all(map(Symbol.same, found, again)):
+            raise DeployError(
+                "the model does something else in its second step: all that lasts must be in its "
+                "neurons. Loop over time inside forward, or keep no tensors of your own."
+            )
+    return found[0] if recorder.single else list(found)
+
+
+def _call(copy: nn.Module, recorder: Recorder, x: Tensor, symbol: Symbol) -> list[Symbol]:
     x = x.clone()
-    recorder.mark(x, Symbol(node.name, node.shape, tuple(x.shape[:lead])))
+    recorder.mark(x, symbol)
     with recorder:
         result = copy(x)
-    if isinstance(result, Tensor):
-        return _known(recorder, result)
-    return [_known(recorder, part) for part in tensors_in(result)]
-
-
-def _is_multi(copy: nn.Module) -> bool:
-    hosts = Hosts()
-    neurons = [module for module in copy.modules() if is_neuron(module, hosts)]
-    return all(getattr(module, "step_mode", "s") == "m" for module in neurons)
+    recorder.single = isinstance(result, Tensor)
+    parts = [result] if isinstance(result, Tensor) else result
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
+        raise DeployError(
+            f"the model returns {type(result).__name__}: must return a tensor or a plain tuple of "
+            "tensors. Return what you read."
+        )
+    return [_known(recorder, part) for part in parts]
 
 
 def _known(recorder: Recorder, result: Tensor) -> Symbol:
@@ -200,10 +186,16 @@ def _input(
             f"layers quantise the input in {len(rules)} ways: must be one. Convert all with the "
             "same input=spq.UniformInput(...)."
         )
+    if rules and given is not None:
+        raise DeployError(
+            f"input_range = {given}: the input is quantised, so its range is known. Leave it out."
+        )
     if rules:
         rule = rules.pop()
         quantizer = rule.bits, rule.low, rule.high
         return (quantizer, *range_of_input(*quantizer))
+    if not bool(x.isfinite().all()):
+        raise DeployError("the sample holds NaN or infinite values: must be finite.")
     if not torch.equal(x, x.round()):
         raise DeployError(
             "the sample holds fractions, and no layer quantises its input: an integer network "
@@ -212,11 +204,12 @@ def _input(
     least, most = int(x.min()), int(x.max())
     if given is not None:
         low, high = given
-        if not low <= least <= most <= high:
+        if not -EXACT < low <= least <= most <= high < EXACT:
             raise DeployError(
-                f"input_range = {given}: must hold the sample, which runs from {least} to {most}."
+                f"input_range = {given}: must hold the sample, which runs from {least} to {most}, "
+                "and stay below 2**24 in magnitude. Correct it, or leave it out."
             )
-        return None, int(low), int(high)
+        return None, low, high
     for low, high in ((0, 1), (0, 255), (-128, 127), (-(2**15), 2**15 - 1)):
         if low <= least and most <= high:
             return None, low, high
@@ -246,6 +239,7 @@ def _graph(draft: Draft, found: Any, model: str, takes: str, steps: int) -> Grap
 
 
 def _output(draft: Draft, x: Symbol, takes: str, steps: int) -> Output:
+    draft.whole_only(x)
     if x.added is not None:
         raise DeployError(
             "the model returns the sum of a current and spikes: must return one of them. Read out "
@@ -255,7 +249,7 @@ def _output(draft: Draft, x: Symbol, takes: str, steps: int) -> Output:
     if over_time == "partial":
         if x.time != steps - 1:
             raise DeployError("the model returns a sum over some of the steps: must take all.")
-        over_time = "sum"
+        over_time = "running sum"
     elif x.time is not None:
         if x.time != steps - 1:
             raise DeployError(
@@ -263,12 +257,10 @@ def _output(draft: Draft, x: Symbol, takes: str, steps: int) -> Output:
                 "all of them, or their sum or mean."
             )
         over_time = "last"
-    floats = [value for step in x.steps for value in step if isinstance(value, Tensor)]
-    dtype = floats[0].dtype if floats else torch.float32
     return Output(
         x.node,
         x.reads,
-        x.unit.to(dtype).cpu(),
+        x.unit.to(draft.dtype).cpu(),
         tuple(tuple(_moved(value) for value in step) for step in x.steps),
         over_time,
         x.gate,

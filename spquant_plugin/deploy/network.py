@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..counts import Counts
 from ..errors import DeployError
 from ..functional.inputs import quantize_input
+from .counting import count
 from .engine.choice import make_engine
 from .engine.record import Engine
 from .graph import Graph, Output
@@ -115,7 +117,13 @@ class IntegerNetwork:
         if self.graph.takes == "static":
             whole = self._whole(x, self._shape(x, lead=1))
             return whole.unsqueeze(0).expand(self.graph.repeats, *whole.shape).contiguous()
-        return self._whole(x, self._shape(x, lead=2))
+        shape, steps = self._shape(x, lead=2), self.graph.repeats
+        if steps > 1 and len(x) != steps:
+            raise DeployError(
+                f"x has {len(x)} steps: must have {steps}, the number that is written into the "
+                "model. Take the number of steps from the input there."
+            )
+        return self._whole(x, shape)
 
     def _shape(self, x: object, lead: int) -> tuple[int, ...]:
         want = self.graph.input.shape
@@ -132,6 +140,8 @@ class IntegerNetwork:
 
     def _whole(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         node = self.graph.input
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise DeployError("x holds NaN or infinite values: must be finite. Clean the data.")
         if node.quantizer is not None and x.is_floating_point():
             x = quantize_input(x, *node.quantizer)
         if x.is_floating_point() and not torch.equal(x, x.round()):
@@ -147,6 +157,12 @@ class IntegerNetwork:
             )
         return x.to(device="cpu", dtype=torch.int32)
 
+    # For reports.
+
+    def count_operations(self, whole: Tensor) -> Counts:
+        """What :func:`~spquant_plugin.analyze` reports of whole numbers ``[T, N, *shape]``."""
+        return count(self.graph, self.engine, whole)
+
     # Real numbers out.
 
     def _read_out(self, output: Output, found: dict[Any, Tensor]) -> Tensor:
@@ -157,6 +173,11 @@ class IntegerNetwork:
             return values.mean(0)
         if output.over_time == "last":
             return values[-1]
+        if output.over_time in ("running sum", "running mean"):
+            total = values[0]
+            for value in values[1:]:
+                total = total + value
+            return total / len(values) if output.over_time == "running mean" else total
         return values
 
     # For people.

@@ -19,23 +19,23 @@ from .tables import Probe, tabulate
 def lower_neuron(draft: Draft, path: str, neuron: Any, x: Symbol) -> Symbol:
     """Spikes of a neuron; its whole dynamics become comparisons."""
     _check(neuron, x)
-    key = ("neuron", path, x.node, x.gate, None if x.added is None else x.added.node)
-    if key in draft.known:
-        node = draft.nodes[draft.known[key]]
-    elif any(known[:2] == key[:2] for known in draft.known):
+    first = draft.currents.setdefault(path, x)
+    if not first.same(x, but_time=True):
         raise DeployError(
             "it is called on different values, in one step or from step to step: one neuron must "
-            "stand at one place. Use a neuron of its own for each place."
+            "stand at one place, behind the same layers and factors. Use a neuron of its own for "
+            "each place."
         )
-    else:
-        node = draft.add(key, _node(draft, path, neuron, x))
+    key = ("neuron", path)
+    known = draft.known.get(key)
+    node = draft.nodes[known] if known else draft.add(key, _node(draft, path, neuron, x))
     unit = torch.ones(1, dtype=torch.float64)
     spikes = Symbol(node.name, x.shape, x.lead, unit, time=x.time)
     if neuron.spike_size == 1:
         return spikes
     if neuron.spike_size > 0 and is_power_of_two(neuron.spike_size):
         return spikes.but(unit=unit * neuron.spike_size)
-    factor = torch.tensor(neuron.spike_size)
+    factor = torch.tensor(neuron.spike_size, dtype=torch.float64)
     return spikes.but(steps=(("multiply", factor),))
 
 
@@ -60,6 +60,10 @@ def _check(neuron: Any, x: Symbol) -> None:
             f"{several}: its decision must follow from one sum and its membrane. Use Leaky or "
             "Lapicque without inhibition."
         )
+    if x.analogue:
+        raise DeployError(
+            "it reads the analogue input, which only layers quantise: must read a layer's current."
+        )
     if x.over_time is not None or x.reads != "value":
         raise DeployError("it reads a sum over time or a membrane: must read a layer's current.")
 
@@ -77,6 +81,7 @@ def _node(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
         bound.expand(x.shape[0]).contiguous() for bound in draft.bounds(draft.nodes[x.node])
     )
     with quiet_copy(neuron) as copy:
+        _check_constants(copy, x, dtype, floats[0].device)
         copy.spatial_gate, copy.watched = None, False  # type: ignore[assignment]
         probe = Probe(copy, x, numbers, scored, dtype, floats[0].device)
         table = tabulate(probe, least, most, x.gate is not None)
@@ -99,6 +104,21 @@ def _node(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
         pixels=pixels,
         semantics=_semantics(neuron),
     )
+
+
+def _check_constants(neuron: Any, x: Symbol, dtype: torch.dtype, device: torch.device) -> None:
+    """Decay and threshold may differ between channels, but not between pixels."""
+    fault = DeployError(
+        "its decay or threshold differs from pixel to pixel: must be one number, or one for each "
+        "channel. Share it over space."
+    )
+    zeros = torch.zeros(1, *x.shape[:1], *[1] * (len(x.shape) - 1), dtype=dtype, device=device)
+    try:
+        result = neuron.outcome(zeros, zeros, zeros.bool())
+    except RuntimeError as error:
+        raise fault from error
+    if result.spikes.shape != zeros.shape or result.levels.shape != zeros.shape:
+        raise fault
 
 
 def _pixels(neuron: Any, shape: tuple[int, ...]) -> PixelMask | None:

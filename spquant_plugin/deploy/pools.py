@@ -32,7 +32,7 @@ def sum_pool(
     sides = zip(x.shape[1:], kernel, stride, padding, strict=True)
     shape = (x.shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sides))
     node = SumPool(
-        name="pool",
+        name="(pool)",
         inputs=(x.node,),
         shape=shape,
         low=0,
@@ -115,7 +115,7 @@ def _max_pool(call: Call) -> Any:
     result = call.result[0] if isinstance(call.result, tuple) else call.result
     shape = tuple(result.shape[len(x.lead) :])
     node = MaxPool(
-        name="pool",
+        name="(pool)",
         inputs=(x.node,),
         shape=shape,
         low=0,

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..convert.copying import _held_tensors
 from ..convert.hosts import Hosts
 from ..convert.pairing import is_neuron, is_synapse
-from ..convert.trace import tensors_in
+from ..convert.trace import _written, tensors_in, untraced
 from ..errors import DeployError
 from ..modules.gates import ChannelGate
 from . import functions, pools  # noqa: F401 (they register their handlers)
@@ -35,6 +36,57 @@ Known = Symbol | Refused
 FRESH = ("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_empty", "new_full")
 
 
+PLAIN_NORMS = ("_BatchNorm", "BatchNorm1d", "BatchNorm2d", "QuantizedBatchNorm")
+ADD_IN_PLACE = torch.ops.aten.add_.Tensor
+# How the hosts and torch call what a neuron or a layer reads, where it is given by name.
+READS = ("input_", "x", "input", "inputs", "x_seq", "current")
+READ_BY_PYTHON = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::item")
+
+
+def _in_order(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What a module was given, what it reads first."""
+    named = [kwargs[name] for name in READS if name in kwargs]
+    return [*args, *named, *(value for name, value in kwargs.items() if name not in READS)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _check_result(known: Any, result: Any, source: Tensor) -> None:
+    """A symbol must describe the very tensor that came out."""
+    symbols = known if isinstance(known, list) else [known]
+    for symbol, tensor in zip(symbols, tensors_in(result), strict=False):
+        if not isinstance(symbol, Symbol):
+            continue
+        shape = (*symbol.lead, *symbol.shape)
+        if tuple(tensor.shape) != shape:
+            raise DeployError(
+                f"a value of shape {shape} becomes {tuple(tensor.shape)}: axes of size 1 must not "
+                "be added, kept or broadcast here."
+            )
+        if tensor.dtype != source.dtype:
+            raise DeployError(
+                f"a value of {source.dtype} becomes {tensor.dtype}: must keep its precision."
+            )
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether a norm computes what its base class says; others are seen operation by operation."""
+    owner = next(kind for kind in type(norm).__mro__ if "forward" in vars(kind))
+    known = owner.__module__.partition(".")[0] in ("torch", "spikingjelly", "spquant_plugin")
+    return known and owner.__name__ in PLAIN_NORMS and "forward" not in vars(norm)
+
+
+def _first(output: Any) -> Tensor:
+    return next(tensors_in(output))
+
+
+def _snapshot(neuron: nn.Module) -> list[Tensor]:
+    held = [*_held_tensors(neuron), *neuron.parameters()]
+    return [tensor.detach().clone() for tensor in held]
+
+
 class Recorder(TorchDispatchMode):
     """Knows what each tensor of a run stands for."""
 
@@ -46,6 +98,9 @@ class Recorder(TorchDispatchMode):
         self.place: list[str] = []
         self.spikes: dict[str, Symbol] = {}  # of each neuron, in its last call
         self.heard: dict[str, Known | None] = {}  # what each weight layer read last
+        self.membranes: dict[str, Symbol] = {}
+        self.left: dict[str, list[Tensor]] = {}  # states and constants after the last call
+        self.arriving: dict[str, list[Tensor]] = {}  # the same before the next one
         self.calls: dict[str, int] = {}
         self.paths = {module: path for path, module in reversed([*model.named_modules()])}
 
@@ -55,12 +110,22 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
+        follows = self.depth == 0 and any(t in self.known for t in tensors_in((args, kwargs)))
+        if follows and func.name() in READ_BY_PYTHON:
+            raise DeployError(
+                f"{self._where()} reads a value as a Python number, so that what runs may depend "
+                "on the data: must be the same operations for every input. Take the branch out."
+            )
+        first = args[0] if args else None
+        # A total that starts as zeros is what is added to it; afterwards nobody can tell.
+        zeros = follows and func is ADD_IN_PLACE and self.of(first) is None
+        zeros = zeros and isinstance(first, Tensor) and not bool(first.any())
         result = func(*args, **kwargs)
-        if self.depth == 0 and any(t in self.known for t in tensors_in((args, kwargs))):
-            self._follow(func, args, kwargs, result)
+        if follows:
+            self._follow(func, args, kwargs, result, zeros)
         return result
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow(self, func: Any, args: Any, kwargs: Any, result: Any, zeros: bool) -> None:
         if any(func.name().startswith(f"aten::{name}") for name in FRESH):
             return
 
@@ -75,14 +140,24 @@ class Recorder(TorchDispatchMode):
                 "Replace it by layers, neurons, pools and sums, or move it behind the network."
             )
         else:
-            call = Call(
-                func, self.draft, tree_map(read, args), tree_map(read, kwargs), result, self.steps
-            )
+            given = tree_map(read, args), tree_map(read, kwargs)
             try:
-                known = handler(call)
+                known = handler(Call(func, self.draft, *given, result, self.steps, zeros))
+                _check_result(known, result, next(tensors_in(args)))
             except DeployError as error:
                 known = Refused(f"{self._where()}: {error}")
+        self._forget_written(func, args, kwargs)
         self.mark(result, known)
+
+    def _forget_written(self, func: Any, args: Any, kwargs: Any) -> None:
+        """What shares memory with a tensor that is written to is no longer what it was."""
+        places = {_memory(tensor) for tensor in _written(func, args, kwargs)}
+        changed = [t for t in list(self.known.keys()) if _memory(t) in places] if places else []
+        for tensor in changed:
+            self.known[tensor] = Refused(
+                f"{self._where()} changes in place a tensor that shares its memory: must be left "
+                "as it is. Use operations that return a new tensor."
+            )
 
     def mark(self, result: Any, known: Any) -> None:
         """Write down what tensors stand for; a list has one entry for each."""
@@ -128,7 +203,7 @@ class Recorder(TorchDispatchMode):
             return self._neuron
         if is_synapse(module, hosts):
             return self._layer
-        return self._norm if isinstance(module, _NormBase) else None
+        return self._norm if isinstance(module, _NormBase) and _is_plain(module) else None
 
     def _enter(self, path: str) -> Callable[..., None]:
         return lambda module, args: self.place.append(path)
@@ -139,6 +214,9 @@ class Recorder(TorchDispatchMode):
     def _begin(self, path: str, lower: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.place.append(path)
+            if self.depth == 0 and path in self.left:
+                with untraced():
+                    self.arriving[path] = _snapshot(module)
             if self.depth == 0 and lower == self._layer:
                 first = next(tensors_in((args, kwargs)), None)
                 self.heard[path] = self.of(first)
@@ -151,7 +229,8 @@ class Recorder(TorchDispatchMode):
             self.depth -= 1
             if self.depth == 0:
                 try:
-                    lower(path, module, [*args, *kwargs.values()], output)
+                    with untraced():
+                        lower(path, module, _in_order(args, kwargs), output)
                 except DeployError as error:
                     raise DeployError(f"{self._where()}: {error}") from None
             self.place.pop()
@@ -207,17 +286,43 @@ class Recorder(TorchDispatchMode):
             x = x.but(time=call)
         for state in args[1:]:
             self._check_state(path, state, call)
+        self._check_untouched(path, neuron)
         spikes = lower_neuron(self.draft, path, neuron, x)
         self.spikes[path] = spikes
+        membrane = membrane_symbol(neuron, spikes)
+        self.membranes[path] = membrane.but(lead=tuple(_first(output).shape[: -len(x.shape)]))
+        self.left[path] = _snapshot(neuron)
+        for state in _held_tensors(neuron):
+            if not isinstance(state, nn.Parameter):
+                self.known[state] = Refused(
+                    f"{path} ({type(neuron).__name__}): its state is read from the neuron itself: "
+                    "must be what the neuron returns. Read its spikes, or the membrane of a "
+                    "snnTorch neuron with output=True."
+                )
         if isinstance(output, Tensor):
             self._give(output, spikes)
             return
         parts = [*tensors_in(output)]
         self._give(parts[0], spikes)
         if len(parts) > 1:
-            self._give(parts[1], membrane_symbol(neuron, spikes))
+            self._give(parts[1], membrane)
 
     steps_by_call = False
+    single = True  # whether the model returned one tensor
+
+    def _check_untouched(self, path: str, neuron: Any) -> None:
+        """Between two steps nobody may reset a neuron, or change its constants."""
+        before, now = self.left.get(path), self.arriving.pop(path, [])
+        if before is None:
+            return
+        same = len(before) == len(now) and all(
+            a.shape == b.shape and torch.equal(a, b) for a, b in zip(before, now, strict=True)
+        )
+        if not same:
+            raise DeployError(
+                "its state or its constants were changed from outside between two steps: must go "
+                "on as they are. Reset it before a sequence, not inside."
+            )
 
     def _check_state(self, path: str, state: Any, call: int) -> None:
         """A membrane that is handed in must be the one that the neuron handed out."""
@@ -225,9 +330,8 @@ class Recorder(TorchDispatchMode):
             return
         known = self.of(state)
         if isinstance(known, Symbol):
-            before = self.spikes.get(path)
-            own = before is not None and known.reads == "membrane" and known.node == before.node
-            if own and known.time == call - 1:
+            before = self.membranes.get(path)
+            if before is not None and known.same(before):
                 return
         elif call == 0 and not bool(torch.as_tensor(state).any()):
             return

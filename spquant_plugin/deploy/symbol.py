@@ -46,12 +46,13 @@ class Symbol:
     reads: str = "value"
     over_time: str | None = None
     dyadic: Dyadic | None = None  # what all its steps are, in whole numbers
+    analogue: bool = False  # the raw input, which the layers that read it quantise
 
     @property
     def exact(self) -> bool:
         """Whether this is whole numbers times a unit, and nothing else."""
         plain = self.gate is None and self.added is None and self.over_time is None
-        return plain and not self.steps and self.reads == "value"
+        return plain and not self.steps and self.reads == "value" and not self.analogue
 
     @property
     def uniform(self) -> bool:

@@ -15,6 +15,8 @@ from ..errors import DeployError
 from ..modules.neuron import QuantizedNeuron
 from ..table import render
 from .draft import WHOLE
+from .hooks import refuse_hooks
+from .modes import plain_mode
 from .network import IntegerNetwork
 
 
@@ -143,7 +145,7 @@ def _check(net: object, model: object) -> None:
         raise DeployError(
             f"net = {type(net).__name__}: must be an IntegerNetwork. Use spq.to_integer(model, x)."
         )
-    require_model(model)
+    refuse_hooks(require_model(model))
 
 
 def _run_model(
@@ -152,7 +154,7 @@ def _run_model(
     """Spikes and stored levels ``[T, N, ...]`` of every neuron that ran, and what is returned."""
     spikes: dict[str, list[Tensor]] = {}
     levels: dict[str, list[Tensor]] = {}
-    with quiet_copy(model) as copy:
+    with plain_mode(), quiet_copy(model) as copy:
         for path, neuron in copy.named_modules():
             path = path or WHOLE
             if isinstance(neuron, QuantizedNeuron):
