@@ -32,6 +32,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_\w+"),
     ("py:.*", r"Tensor|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer|Gate)Step"),
     ("py:.*", r"spquant_plugin\.modules\.neuron\.QuantizedNeuron"),
+    ("py:.*", r"(spquant_plugin\.counts\.)?Counts(Itself)?"),
 ]
 html_theme = "furo"
 html_title = f"spquant_plugin {release}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from .energy import EnergyReport, EnergyRow, MemoryLevel
 from .energy_tables import EnergyTable
 from .memory import MemoryReport, MemoryRow
-from .operations import OperationReport, OperationRow
+from .operations import JOINS, OperationReport, OperationRow
 
 # What SpikingJelly's simple model takes: FP32 at 45 nm, in pJ.
 SIMPLE_MAC, SIMPLE_AC, SIMPLE_BYTE = 4.6, 0.9, 24.96
@@ -22,7 +22,9 @@ def count_energy(
     """Turn counts into pJ. ``memory`` gives stored bits, so it is that of mode "equation"."""
     held, meter = {row.path: row for row in memory}, Meter(table)
     steps = _timesteps(operations, held)
-    rows = tuple(_row(row, held.get(row.path), meter, steps) for row in operations)
+    rows = tuple(
+        _row(row, held.get(row.path), meter, steps) for row in operations if row.kind not in JOINS
+    )
     compute = sum(row.compute_pj for row in rows)
     ann_bits = _ann_bits(operations, steps)
     models = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -14,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 from ..convert.hosts import require_model
 from ..convert.trace import kept_generator
-from ..errors import AnalysisError, AnalysisWarning
+from ..counts import CountsItself
+from ..errors import AnalysisError
 from .agreement.compare import neurobench, op_counter
 from .agreement.record import Agreement
 from .batch import batch_size
@@ -22,11 +22,13 @@ from .counting import count_memory
 from .dry_run import DryRun, dry_run, run_further
 from .energy_counting import count_energy
 from .energy_tables import EnergyTable, table_of
+from .integer_measuring import measure_integers, refuse
 from .masks import masks_behind
 from .memory import MODES
 from .operation_counting import count_operations
 from .report import Report
 from .samples import batches_of
+from .silence import warn_of_silence
 from .sparsity_counting import count_sparsity
 from .tally import Tallies
 from .training_memory import saved_for_backward, with_training
@@ -36,7 +38,7 @@ TOOLS = {"neurobench": neurobench, "op_counter": op_counter}
 
 
 def analyze(
-    model: nn.Module,
+    model: nn.Module | CountsItself,
     sample_or_loader: Any,
     *,
     memory: str = "equation",
@@ -58,10 +60,13 @@ def analyze(
     the number of samples; pass real data, and all its steps. Memory has the first batch's sizes.
 
     ``memory`` is ``"equation"`` (stored bits, spikes 1 bit), ``"paper_tables"`` (spikes 8 bits in a
-    quantised network, 32 in a float one) or ``"measured"`` (bytes that PyTorch holds). ``energy``
+    quantised network, 32 in a float one) or ``"measured"`` (bytes that are really held). ``energy``
     is ``"45nm"``, ``"7nm"`` or an :class:`~spquant_plugin.analysis.EnergyTable`. ``training=True``
     also measures what a training forward of the first batch saves for the backward pass.
     ``agreement`` names tools that count the first batch too: ``"neurobench"``, ``"op_counter"``.
+
+    An :class:`~spquant_plugin.IntegerNetwork` is run itself, from rest, on what it takes: always a
+    whole sequence, or one input where it repeats that. It has no training and no other tools.
 
     Raises :class:`~spquant_plugin.errors.AnalysisError` where no neuron ran; warns if none fired.
 
@@ -73,15 +78,32 @@ def analyze(
     >>> report.memory.weight_bytes, report.operations.effective, report.energy["0"].compute_pj
     (128.0, 32.0, 28.8)
     """
-    require_model(model)
+    if isinstance(model, nn.Module) or not isinstance(model, CountsItself):
+        require_model(model)
+    else:
+        refuse(model, training=training, agreement=agreement)
     _check_mode(memory)
     table, tools = table_of(energy), _tools(agreement)
     batches = batches_of(sample_or_loader, max_batches, progress)
     with kept_generator():  # which a loader that shuffles draws from
-        first = next(batches)
-        if training or tools:  # read again at the end, when a loader may have reused its memory
-            first = tree_map_only(Tensor, Tensor.clone, first)
-        run, tallies = _run(model, first, batches, timesteps)
+        if not isinstance(model, nn.Module):
+            return measure_integers(model, batches, memory, timesteps, table)
+        return _measure_model(model, batches, memory, timesteps, table, training, tools)
+
+
+def _measure_model(
+    model: nn.Module,
+    batches: Iterator[Any],
+    memory: str,
+    timesteps: int | None,
+    table: EnergyTable,
+    training: bool,
+    tools: list[Callable[..., Agreement]],
+) -> Report:
+    first = next(batches)
+    if training or tools:  # read again at the end, when a loader may have reused its memory
+        first = tree_map_only(Tensor, Tensor.clone, first)
+    run, tallies = _run(model, first, batches, timesteps)
     held = count_memory(run, memory)
     stored = held if memory == "equation" else count_memory(run, "equation")
     if training:
@@ -151,10 +173,4 @@ def _check_spikes(model: nn.Module, run: DryRun, tallies: Tallies) -> None:
             "one. Pass a network with neurons of SpikingJelly or snnTorch that it calls."
         )
     if not any(tally.spikes for tally in tallies.neurons.values()):
-        warnings.warn(
-            f"{type(model).__name__}: no neuron fired on {run.samples} sample(s), so sparsity, "
-            "operations and energy say nothing about the network at work. Pass real data, all time "
-            "steps of it, and a trained network, or lower the thresholds.",
-            AnalysisWarning,
-            stacklevel=4,
-        )
+        warn_of_silence(model, run.samples, stacklevel=6)

@@ -21,7 +21,7 @@ MODES = ("equation", "paper_tables", "measured")
 EXPLAINED = {
     "equation": "spikes take 1 bit",
     "paper_tables": "spikes take 8 bits in a quantised network and 32 in a float one",
-    "measured": "bytes that PyTorch holds; spikes are what one call of the neuron returns",
+    "measured": "bytes that are held; spikes are what one call of the neuron returns",
 }
 
 

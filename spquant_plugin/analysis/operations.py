@@ -25,7 +25,9 @@ CONVENTION = (
     "neuron, gate: their own additions, products and comparisons, not in the sum of layers",
     "a neuron's step: a MAC for each decay (an AC in IF), an AC for each soft reset, a comparison;",
     "quantised: level x decay is one of few constants, so an AC, and log2(levels) more comparisons",
-    "not counted: biases, norms, pooling, and products of activations (attention)",
+    "integer networks: a step looks its outcome up, log2(outcomes) comparisons, and adds nothing",
+    "not counted: biases, norms, pooling, and products of activations (attention); pool, norm, add",
+    "are rows of integer networks, in no total",
     "Eq. 30 as printed: 2 C (1 - S_c) W H k^2 + T B C (1 - S_c) W H (1 - S_p), B = 1: it lacks",
     "input channels and gate costs, and counts the convolution once; ungated: S_c = S_p = 0",
 )
@@ -38,6 +40,8 @@ NUMBERS = (
     *("skipped", "neurons", "gates", "total", "acs", "macs", "comparisons"),
 )
 LAYERS, NEURONS, GATES = ("AC", "MAC", "none"), ("neuron",), ("gate",)
+# What an integer network does between its layers: no network's totals hold it.
+JOINS = ("pool", "norm", "add")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class OperationRow:
     """Operations of one module for one sample.
 
     ``kind`` is ``AC`` (the inputs were only 0 and 1), ``MAC``, ``neuron``, ``gate`` or ``none``
-    (not counted, for the reason in ``note``). ``nonzero`` are the pairs of a nonzero weight and a
+    (not counted, for the reason in ``note``); of integer networks also ``pool``, ``norm`` and
+    ``add``, whose operations are in no total. ``nonzero`` are the pairs of a nonzero weight and a
     nonzero input before any gate, ``effective`` what is left after the gates; for a neuron or a
     gate, what its own updates or decisions took. ``effective`` = ``acs`` + ``macs`` +
     ``comparisons``.

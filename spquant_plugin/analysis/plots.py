@@ -23,7 +23,7 @@ def plot_report(
     """One horizontal bar per module, so that long paths and many modules stay readable."""
     parts = _parts(memory.mode)
     rows = [row for row in memory.layers if any(_size(row, part) for part in parts)]
-    counted = [row for row in operations.layers if row.kind not in ("none", "neuron")]
+    counted = [row for row in operations.layers if row.kind in ("AC", "MAC", "gate")]
     priced = [row for row in energy.layers if row.total_pj]
     figure, panels = _panels(len(rows), len(counted), len(priced))
     names = [row.path or "(model)" for row in rows]

@@ -56,6 +56,10 @@ class ReferenceEngine:
     def held_bytes(self, state: State) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
+    def spike_bytes(self, neuron: Neuron, steps: int, batch: int) -> int:
+        """Bytes of the spikes that a run keeps of a neuron layer."""
+        return 4 * steps * batch * torch.Size(neuron.shape).numel()
+
     @torch.no_grad()
     def run(self, x: Tensor, state: State, wanted: set[Any]) -> Record:
         steps, batch = x.shape[:2]
