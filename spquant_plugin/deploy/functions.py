@@ -82,6 +82,14 @@ def _same(call: Call) -> Symbol:
     return symbol_of(call.args[0])
 
 
+@handles(aten.repeat.default, aten.expand.default)
+def _repeated(call: Call) -> Symbol:
+    raise DeployError(
+        "a value is repeated: must be there once. To show one input at every step, pass the "
+        "repeated sequence [T, N, ...] to the model."
+    )
+
+
 # --- time ---------------------------------------------------------------------------------------
 
 
@@ -207,8 +215,8 @@ def _plus_constant(call: Call, one: Any, other: Any) -> Symbol:
 
 def _running_sum(one: Symbol, other: Symbol) -> Symbol:
     """``total = total + spikes`` in a loop over time; ``time`` is the last step in it."""
-    if other.over_time == "partial":
-        one, other = other, one
+    if other.over_time == "partial" or (one.over_time is None and one.time == 1):
+        one, other = other, one  # the new step may stand in front of the total
     begun = one if one.over_time == "partial" else one.but(over_time="partial")
     whole = begun.but(over_time=None)
     if one.over_time is None and one.time != 0:
@@ -232,6 +240,8 @@ def _times(call: Call) -> Symbol:
         return x.but(over_time="running mean", time=None)
     if factor > 0 and is_power_of_two(factor) and not x.steps and x.added is None:
         return x.but(unit=x.unit / factor if divides else x.unit * factor)
+    if x.over_time is not None:
+        raise DeployError("a sum over time is scaled: must be read out as it is, or as a mean.")
     if divides or x.added is not None or x.gate is not None or x.over_time is not None:
         raise DeployError(f"a value is scaled by {factor:g}: must be a power of two here.")
     return x.but(

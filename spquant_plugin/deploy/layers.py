@@ -48,7 +48,7 @@ def lower_layer(draft: Draft, path: str, layer: Any, x: Symbol) -> Symbol:
     elif step is not None:
         steps.append(("multiply", layer.weight.new_tensor(step)))
     if layer.bias is not None:
-        steps.append(("add", layer.bias.detach()))
+        steps.append(("add", layer.bias.detach().clone()))
     return sums.but(steps=tuple(steps))
 
 
@@ -164,7 +164,7 @@ def lower_norm(path: str, norm: Any, x: Symbol) -> Symbol:
             "track_running_stats=True."
         )
     kept = [
-        None if part is None else part.detach()
+        None if part is None else part.detach().clone()
         for part in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     ]
     return x.but(steps=(*x.steps, ("norm", *kept, norm.eps)), dyadic=None)

@@ -22,6 +22,9 @@ from .network import IntegerNetwork
 from .recording import Recorder
 from .symbol import Symbol
 from .timing import count_steps, is_multi_step
+from .verify import verify
+
+CHECKED = 8  # samples on which the result is compared
 
 
 def to_integer(
@@ -66,7 +69,22 @@ def to_integer(
         reset(model)
     net = IntegerNetwork(graph, torch.zeros(0), engine)
     net.sample = _kept_sample(net, x, takes)
+    _check_on_sample(graph, model, x)
     return net
+
+
+def _check_on_sample(graph: Graph, model: nn.Module, x: Tensor) -> None:
+    """Run both: a model may do what no trace shows, with data of its own or behind torch's back."""
+    if graph.takes == "step":
+        x = torch.stack([x, x])
+    few = x[:CHECKED] if graph.takes == "static" else x[:, :CHECKED]
+    found = verify(IntegerNetwork(graph, torch.zeros(0), "torch"), model, few).first
+    if found is not None:
+        raise DeployError(
+            f"{found.path}: the lowered network differs from the model on the sample: "
+            f"{found.first}. The model does something there that cannot be followed from operation "
+            "to operation. Keep forward to layers, neurons and plain torch operations."
+        )
 
 
 def _check_range(given: object) -> None:
@@ -110,6 +128,11 @@ def _only_tensor(sample: Any) -> Tensor:
     args, kwargs = as_arguments(sample)
     tensors = [*tensors_in((args, kwargs))]
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and len(tensors) == 1:
+        if not args[0].numel():
+            raise DeployError(
+                f"sample of shape {tuple(args[0].shape)} holds no data: must have one value at "
+                "least. Pass a sample with data."
+            )
         return args[0]
     raise DeployError(
         f"sample = {type(sample).__name__} with {len(tensors)} tensors: must be one tensor. An "

@@ -128,8 +128,8 @@ class IntegerNetwork:
     def _shape(self, x: object, lead: int) -> tuple[int, ...]:
         want = self.graph.input.shape
         words = "[T, N" if lead == 2 else "[N"
-        if not isinstance(x, Tensor):
-            raise DeployError(f"x = {type(x).__name__}: must be a tensor {words}, ...].")
+        if not isinstance(x, Tensor) or x.is_sparse or x.is_complex():
+            raise DeployError(f"x = {_kind(x)}: must be a tensor {words}, ...], dense and real.")
         if tuple(x.shape[lead:]) != want or x.ndim < lead or 0 in x.shape[:lead]:
             listed = ", ".join(map(str, want))
             raise DeployError(
@@ -197,6 +197,12 @@ class IntegerNetwork:
         from .format import save_graph
 
         save_graph(self.graph, self.sample, path)
+
+
+def _kind(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"a {'sparse' if x.is_sparse else 'complex'} tensor"
 
 
 def _key(output: Output) -> Any:

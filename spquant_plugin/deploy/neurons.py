@@ -20,7 +20,7 @@ def lower_neuron(draft: Draft, path: str, neuron: Any, x: Symbol) -> Symbol:
     """Spikes of a neuron; its whole dynamics become comparisons."""
     _check(neuron, x)
     first = draft.currents.setdefault(path, x)
-    if not first.same(x, but_time=True):
+    if first is not x and not first.same(x, but_time=True):
         raise DeployError(
             "it is called on different values, in one step or from step to step: one neuron must "
             "stand at one place, behind the same layers and factors. Use a neuron of its own for "

@@ -84,7 +84,8 @@ def _first(output: Any) -> Tensor:
 
 def _snapshot(neuron: nn.Module) -> list[Tensor]:
     held = [*_held_tensors(neuron), *neuron.parameters()]
-    return [tensor.detach().clone() for tensor in held]
+    numbers = [value for value in vars(neuron).values() if isinstance(value, float)]
+    return [*(tensor.detach().clone() for tensor in held), *map(torch.tensor, numbers)]
 
 
 class Recorder(TorchDispatchMode):
@@ -153,10 +154,11 @@ class Recorder(TorchDispatchMode):
         """What shares memory with a tensor that is written to is no longer what it was."""
         places = {_memory(tensor) for tensor in _written(func, args, kwargs)}
         changed = [t for t in list(self.known.keys()) if _memory(t) in places] if places else []
-        for tensor in changed:
+        bases = [tensor._base for tensor in _written(func, args, kwargs)]
+        for tensor in [*changed, *(base for base in bases if base is not None)]:
             self.known[tensor] = Refused(
                 f"{self._where()} changes in place a tensor that shares its memory: must be left "
-                "as it is. Use operations that return a new tensor."
+                "as it is. Use operations that return a new tensor, such as torch.stack."
             )
 
     def mark(self, result: Any, known: Any) -> None:
@@ -252,6 +254,11 @@ class Recorder(TorchDispatchMode):
         self._give(output, lower_norm(path, norm, self._read(args[0])))
 
     def _give(self, output: Tensor, symbol: Symbol) -> None:
+        if output.dtype != self.draft.dtype:
+            raise DeployError(
+                f"it gives {output.dtype}: must give {self.draft.dtype}, which holds sums of whole "
+                "numbers. Take autocast out of forward, and keep one precision."
+            )
         lead = tuple(output.shape[: output.ndim - len(symbol.shape)])
         self.mark(output, symbol.but(lead=lead))
 

@@ -191,7 +191,9 @@ def _table(
 ) -> Table:
     if breaks.shape[-1] == 0:  # always the same outcome: a comparison that never holds
         breaks, known = high + 1, torch.cat([known, known])
-    index = None if closed is None else torch.searchsorted(known, closed).to(torch.uint8)
+    index = (
+        None if closed is None else torch.searchsorted(known, closed.contiguous()).to(torch.uint8)
+    )
     spike, rest = known // probe.levels**2, known % probe.levels**2
     level, score = rest // probe.levels, rest % probe.levels
     state = 2 * level + spike if probe.neuron.remembers else level

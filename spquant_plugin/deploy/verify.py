@@ -132,6 +132,11 @@ def verify(net: IntegerNetwork, model: nn.Module, x: Tensor) -> Verification:
         _compare(path, ("spike", "membrane"), seen[path], (run.spikes[path], run.membranes[path]))
         for path in run.spikes
     )
+    if len(outputs) != len(run.outputs):
+        raise DeployError(
+            f"the model returns {len(outputs)} tensors, the integer network {len(run.outputs)}: "
+            "must be the model that the network was lowered from. Lower it anew."
+        )
     checks = tuple(
         _compare(f"(output {number})", ("output",), (expected,), (received,))
         for number, (expected, received) in enumerate(zip(outputs, run.outputs, strict=True), 1)
@@ -165,6 +170,12 @@ def _run_model(
             outputs = _call(copy, net.graph.takes, x)
         except Exception as error:
             raise cannot_run(model, x, error) from error
+    untold = sorted(set(spikes) - set(levels))
+    if untold:
+        raise DeployError(
+            f"{untold[0]}: tells nothing of the membrane that it stores: its forward must be that "
+            "of its class. Remove what replaces it."
+        )
     return {path: (torch.cat(spikes[path]), torch.cat(levels[path])) for path in spikes}, outputs
 
 
@@ -205,7 +216,7 @@ def _compare(
     received: tuple[Tensor, ...],
 ) -> LayerCheck:
     compared = different = 0
-    first = None
+    found: list[Mismatch] = []
     for what, want, got in zip(words, expected, received, strict=True):
         if want.shape != got.shape:
             raise DeployError(
@@ -215,10 +226,12 @@ def _compare(
         want, got = want.detach().cpu().double(), got.double()
         wrong = want != got
         compared, different = compared + want.numel(), different + int(wrong.sum())
-        if first is None and bool(wrong.any()):
+        if bool(wrong.any()):
             place = tuple(wrong.nonzero()[0].tolist())
             step, sample = (*place, 0, 0)[:2]
             values = float(want[place]), float(got[place])
-            first = Mismatch(what, step, sample, place[2:], *values)
+            found.append(Mismatch(what, step, sample, place[2:], *values))
+    # A membrane that differs makes a spike differ in a later step; the earlier one tells more.
+    first = min(found, key=lambda mismatch: mismatch.step, default=None)
     rate = float((received[0] != 0).double().mean())
     return LayerCheck(path, compared, different, first, rate)
