@@ -16,7 +16,7 @@ from torch import nn
 
 import spquant_plugin as spq
 from spquant_plugin.deploy import graph as g
-from spquant_plugin.deploy.counting_pairs import Pairs
+from spquant_plugin.deploy.counting.pairs import Pairs
 from spquant_plugin.deploy.engine.reference import ReferenceEngine
 from spquant_plugin.modules.gates import ChannelGate
 
@@ -525,7 +525,7 @@ def test_an_engine_that_tells_its_weights_as_a_whole_has_a_row_for_them():
 
 
 def test_a_stored_network_keeps_its_bits(tmp_path):
-    from spquant_plugin.deploy.format import load_graph
+    from spquant_plugin.deploy.file.store import load_graph
 
     x = spikes(3, 2, 2, 8, 8)
     _, whole, net = pair(conv_net(), spq.presets.spquant_snn(), x)
@@ -616,7 +616,7 @@ def test_inputs_that_do_not_fit_are_refused():
 def test_stored_bits_of_a_graph_made_by_hand_are_checked():
     from dataclasses import replace
 
-    from spquant_plugin.deploy.check import check_graph
+    from spquant_plugin.deploy.check.whole import check_graph
 
     net, config, x = small_net()
     graph = pair(net, config, x)[2].graph

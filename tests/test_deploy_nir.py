@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spquant_plugin as spq
-from spquant_plugin.deploy.nir import KEY
-from spquant_plugin.deploy.nir_neurons import DT, in_seconds
+from spquant_plugin.deploy.nir.export import KEY
+from spquant_plugin.deploy.nir.neurons import DT, in_seconds
 from spquant_plugin.errors import ExportError, ExportWarning, MissingHostError, SampleError
 
 POWERS = spq.PowerOfTwoWeights(4)

@@ -1,7 +1,6 @@
 """Integer-only networks: lowered from trained ones, proven equal, run, stored and exported."""
 
-from .c99 import export_c
-from .c99_size import CSize
+from .c99 import CSize, export_c
 from .graph import Graph
 from .loading import load_integer
 from .lower import to_integer

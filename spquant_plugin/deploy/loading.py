@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .format import load_graph
+from .file import load_graph
 from .network import IntegerNetwork
 
 

@@ -194,7 +194,7 @@ class IntegerNetwork:
 
     def save(self, path: Any) -> None:
         """Write the network to one file, see :func:`~spquant_plugin.load_integer`."""
-        from .format import save_graph
+        from .file import save_graph
 
         save_graph(self.graph, self.sample, path)
 

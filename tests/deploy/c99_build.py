@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spquant_plugin.deploy import graph as g
-from spquant_plugin.deploy.c99 import write_c
+from spquant_plugin.deploy.c99.export import write_c
 from spquant_plugin.deploy.engine.reference import ReferenceEngine
 
 HARNESS = Path(__file__).with_name("c99_harness.c")
@@ -53,7 +53,7 @@ class Builder:
         return built
 
     def build(self, exported: Path, flags: list[str], compiler: str = "gcc") -> Path:
-        kernels = Path(g.__file__).with_name("c") / "spq_kernels.c"
+        kernels = Path(g.__file__).parent / "c99/templates/spq_kernels.c"
         built = self.folder / f"net{self.count}"
         self.count += 1
         files = [self.parts(compiler, tuple(flags), kernels), exported / "spq_network.c", HARNESS]

@@ -17,7 +17,9 @@ class Builder:
     def __init__(self, seed: int, shape: tuple[int, ...], low: int = 0, high: int = 1) -> None:
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.nodes: list[g.Node] = [g.Input(name="input", inputs=(), shape=shape, low=low, high=high)]
+        self.nodes: list[g.Node] = [
+            g.Input(name="input", inputs=(), shape=shape, low=low, high=high)
+        ]
 
     def add(self, node: g.Node) -> g.Node:
         self.nodes.append(node)
@@ -76,7 +78,9 @@ class Builder:
         least, most = node.bounds(source.low, source.high)
         return replace(node, low=int(least.min()), high=int(most.max()))
 
-    def pool(self, source: g.Node, kind: type = g.SumPool, kernel: int = 2, padding: int = 0) -> g.Node:
+    def pool(
+        self, source: g.Node, kind: type = g.SumPool, kernel: int = 2, padding: int = 0
+    ) -> g.Node:
         axes = len(source.shape) - 1
         space = [(side + 2 * padding - kernel) // kernel + 1 for side in source.shape[1:]]
         options = {} if kind is g.SumPool else {"dilation": (1,) * axes}
@@ -283,7 +287,9 @@ def line(seed: int = 0) -> g.Graph:
     return b.graph(g.Output(b.dense(b.flatten(last), 3).name, over_time="last"))
 
 
-def random_input(graph: g.Graph, steps: int, batch: int, seed: int = 0, rate: float = 0.3) -> Tensor:
+def random_input(
+    graph: g.Graph, steps: int, batch: int, seed: int = 0, rate: float = 0.3
+) -> Tensor:
     """Whole numbers ``[T, N, *shape]`` in the input's range, most of them zero."""
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, batch, *graph.input.shape)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import spquant_plugin as spq
-from spquant_plugin.deploy import c99_size
 from spquant_plugin.deploy import graph as g
-from spquant_plugin.deploy.c99 import export_c, write_c
+from spquant_plugin.deploy.c99 import size as c99_size
+from spquant_plugin.deploy.c99.export import export_c, write_c
 from spquant_plugin.errors import DeployError, ExportError
 
 from . import graphs
@@ -439,7 +439,7 @@ def test_the_wheel_holds_the_c_files():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert wheel["targets"]["wheel"] == {"packages": ["spquant_plugin"]}
     assert "exclude" not in wheel
-    held = {path.name for path in (ROOT / "spquant_plugin/deploy/c").iterdir()}
+    held = {path.name for path in (ROOT / "spquant_plugin/deploy/c99/templates").iterdir()}
     assert held == {"spq_kernels.h", "spq_kernels.c", "main.c", "Makefile"}
     ignored = (ROOT / ".gitignore").read_text().split()
     assert not {"*.c", "*.h", "Makefile", "c/"} & set(ignored)

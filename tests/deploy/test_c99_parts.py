@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from spquant_plugin.deploy import c99_memory, c99_stages
 from spquant_plugin.deploy import graph as g
-from spquant_plugin.deploy.c99_data import pack, pack_fractions, runs, tight
+from spquant_plugin.deploy.c99 import memory as c99_memory
+from spquant_plugin.deploy.c99 import stages as c99_stages
+from spquant_plugin.deploy.c99.data import pack, pack_fractions, runs, tight
 
 from . import graphs
 from .c99_graphs import NAMED

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spquant_plugin.deploy import graph as g
-from spquant_plugin.deploy.check import check_graph
+from spquant_plugin.deploy.check.whole import check_graph
 from spquant_plugin.errors import DeployError
 
 from .graphs import Builder, chain, everything, line

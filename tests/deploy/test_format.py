@@ -14,7 +14,7 @@ import torch
 from spquant_plugin import errors
 from spquant_plugin.deploy import graph as g
 from spquant_plugin.deploy.engine.reference import ReferenceEngine
-from spquant_plugin.deploy.format import load_graph, save_graph
+from spquant_plugin.deploy.file.store import load_graph, save_graph
 
 from .format_editing import edit, numbers, put_together, same, sealed, take_apart
 from .graphs import Builder, chain, everything, line, random_input
@@ -311,7 +311,7 @@ def test_files_that_are_something_else(saved):
 
 
 def test_a_larger_file_or_header_than_is_read(saved, monkeypatch):
-    from spquant_plugin.deploy import format_container
+    from spquant_plugin.deploy.file import container as format_container
 
     graph, sample, path = saved
     content = path.read_bytes()

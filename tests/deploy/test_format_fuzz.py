@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
-from spquant_plugin.deploy.check import check_graph
+from spquant_plugin.deploy.check.whole import check_graph
 from spquant_plugin.deploy.engine.reference import ReferenceEngine
-from spquant_plugin.deploy.format import load_graph, save_graph
+from spquant_plugin.deploy.file.store import load_graph, save_graph
 from spquant_plugin.errors import FormatError
 
 from .format_editing import Parts, put_together, same, take_apart
