@@ -1,0 +1,175 @@
+"""Weights and tables of a layer as rows of bits, one bit for each output channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..graph import Neuron
+
+Words = NDArray[np.uint64]
+LANES = 64
+# Time of a row of so many words, in units of the shortest.
+COSTS = {1: 1.0, 2: 1.0, 4: 1.1, 8: 1.6}
+# Weights of so many bits and more are rows of numbers.
+FEWEST_OF_NUMBERS = 6
+
+
+def width_for(channels: int) -> tuple[int, int]:
+    """Words of a row and number of tiles of such rows that hold all channels the fastest way."""
+    words = -(-channels // LANES)
+    tiles = {width: -(-words // width) for width in COSTS}
+    best = min(COSTS, key=lambda width: (tiles[width] * COSTS[width], tiles[width] * width))
+    return best, tiles[best]
+
+
+def pack(bits: NDArray[Any], words: int) -> Words:
+    """Bits along the last axis as ``words`` words, the lowest bit first."""
+    packed = np.packbits(bits.astype(bool), axis=-1, bitorder="little")
+    padded = np.zeros((*packed.shape[:-1], 8 * words), np.uint8)
+    padded[..., : packed.shape[-1]] = packed
+    return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def unpack(words: Words, count: int) -> NDArray[np.uint8]:
+    """The first ``count`` bits of each row of words, as numbers 0 and 1."""
+    flat = np.ascontiguousarray(words).astype("<u8", copy=False).view(np.uint8)
+    return np.unpackbits(flat, axis=-1, count=count, bitorder="little")
+
+
+def tiled(rows: Words, tiles: int) -> Words:
+    """``[..., words of all tiles]`` to ``[tiles, ..., words]``."""
+    split = rows.reshape(*rows.shape[:-1], tiles, -1)
+    return np.ascontiguousarray(np.moveaxis(split, -2, 0))
+
+
+def planes_of(numbers: NDArray[Any], planes: int, words: int) -> Words:
+    """Numbers along the last axis as planes of bits, in two's complement ``[..., planes, words]``.
+
+    >>> planes_of(np.array([1, -1, 0]), 2, 1).tolist()
+    [[3], [2]]
+    """
+    bits = numbers[..., None, :] >> np.arange(planes)[:, None] & 1
+    return pack(bits, words)
+
+
+def bits_for(low: int, high: int) -> int:
+    """Bits of a number in two's complement between these; 2 at least.
+
+    >>> bits_for(-1, 1), bits_for(-128, 127), bits_for(0, 128)
+    (2, 8, 9)
+    """
+    return max(2, max(high, -low - 1, 0).bit_length() + 1)
+
+
+@dataclass(frozen=True)
+class WeightRows:
+    """Weights ``[inputs, outputs]`` as rows ``[tiles, planes, inputs + 1, words]``; the last is 0.
+
+    Wide weights are rows of numbers instead, int8 ``[tiles, 1, inputs, lanes]``.
+    """
+
+    words: Words
+    outputs: int
+    largest: int  # of all weights, without their signs
+    planes: int  # 0 where they are rows of int8, which wide weights are faster as
+
+    @classmethod
+    def of(cls, weights: NDArray[Any]) -> WeightRows:
+        """Pack, plane by plane, so that no large array is made of small weights."""
+        width, tiles = width_for(weights.shape[1])
+        low, high = int(weights.min(initial=0)), int(weights.max(initial=0))
+        planes = bits_for(low, high)
+        if FEWEST_OF_NUMBERS <= planes <= 8:
+            numbers = np.zeros((weights.shape[0], tiles, LANES * width), np.int8)
+            numbers.reshape(len(weights), -1)[:, : weights.shape[1]] = weights
+            whole = np.ascontiguousarray(numbers.swapaxes(0, 1))[:, None]
+            return cls(whole.view(np.uint64), weights.shape[1], max(-low, high), 0)
+        words = np.zeros((tiles, planes, weights.shape[0] + 1, width), np.uint64)
+        for plane in range(planes):
+            packed = pack(weights >> plane & 1, width * tiles)
+            words[:, plane, :-1] = tiled(packed, tiles)
+        return cls(words, weights.shape[1], max(-low, high), planes)
+
+    def unpacked(self) -> NDArray[np.int16]:
+        """The weights ``[inputs, outputs]``."""
+        if not self.planes:
+            numbers = self.words.view(np.int8)[:, 0].swapaxes(0, 1)
+            return numbers.reshape(len(numbers), -1)[:, : self.outputs].astype(np.int16)
+        _, planes, rows, _ = self.words.shape
+        found = np.zeros((rows - 1, self.outputs), np.int16)
+        for plane in range(planes):
+            joined = np.moveaxis(self.words[:, plane, :-1], 0, 1).reshape(rows - 1, -1)
+            factor = -(1 << plane) if plane == planes - 1 else 1 << plane
+            found += unpack(joined, self.outputs).astype(np.int16) * np.int16(factor)
+        return found
+
+
+@dataclass(frozen=True)
+class NeuronRows:
+    """A neuron's tables: see the kernel that reads them."""
+
+    valid: Words
+    small: Words
+    full: Words
+    closed: Words
+    flips: NDArray[np.int64]
+    start: int
+    states: int
+    bits: int
+
+    @classmethod
+    def of(cls, node: Neuron, tiles: int, words: int, small: int, full: int) -> NeuronRows:
+        """Breaks in ``small`` and ``full`` planes, inverted except for the sign's."""
+        across = tiles * words
+        channels = node.shape[0]
+        breaks = np.moveaxis(node.breaks.numpy().astype(np.int64), 0, -1)
+        codes = code_of(node)
+        bits = max(1, (node.states - 1).bit_length())
+        closed = np.zeros((tiles, 0, 0, 1 + bits, words), np.uint64)
+        if node.closed is not None:
+            chosen = np.moveaxis(codes[node.closed.numpy().astype(np.int64)], 0, -1)
+            closed = tiled(planes_of(chosen, 1 + bits, across), tiles)
+        return cls(
+            tiled(pack(np.ones(channels, bool), across), tiles),
+            tiled(_breaks(breaks, small, across), tiles),
+            tiled(_breaks(breaks, full, across), tiles),
+            closed,
+            codes[1:] ^ codes[:-1],
+            int(codes[0]),
+            node.states,
+            bits,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        tables = (self.valid, self.small, self.full, self.closed, self.flips)
+        return sum(table.nbytes for table in tables)
+
+
+def code_of(node: Neuron) -> NDArray[np.int64]:
+    """Each outcome as one number: the spike, and twice the next state."""
+    outcomes = node.outcomes.numpy().astype(np.int64)
+    found: NDArray[np.int64] = outcomes[:, 0] | outcomes[:, 1] << 1
+    return found
+
+
+def _breaks(breaks: NDArray[np.int64], planes: int, words: int) -> Words:
+    limit = 1 << (planes - 1)
+    flipped = np.clip(breaks, -limit, limit - 1) ^ (limit - 1)
+    return planes_of(flipped, planes, words)
+
+
+def window_rows(weight: Tensor, sign: Tensor | None) -> NDArray[np.int16]:
+    """``weight [O, I, *kernel]`` as ``[kernel * I, O]``, times each channel's sign."""
+    folded = weight.to(torch.int16)
+    if sign is not None:
+        folded = folded * sign.view(-1, *[1] * (weight.ndim - 1)).to(torch.int16)
+    space = range(2, weight.ndim)
+    found: NDArray[np.int16] = folded.permute(*space, 1, 0).flatten(0, -2).contiguous().numpy()
+    return found
