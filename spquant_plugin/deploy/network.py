@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +52,42 @@ class IntegerNetwork:
 
     def use(self, engine: str, **options: Any) -> IntegerNetwork:
         """Run on another engine from now on; a stream starts anew."""
-        self.engine = make_engine(self.graph, engine, **options)
+        self.engine = make_engine(self.whole_graph(), engine, **options)
         self.reset()
         return self
+
+    def strip(self) -> IntegerNetwork:
+        """Keep only what running takes: the graph lets go of weights that the engine holds packed.
+
+        Afterwards the network runs and streams, and can no longer be stored, exported, reported or
+        given to another engine; load its file again for that.
+        """
+        strip = getattr(self.engine, "strip", None)
+        if strip is None:
+            raise DeployError(
+                f"strip: engine {self.engine.name!r} runs on the graph itself: needs all of it. "
+                'Use net.use("numba", memory="small") first.'
+            )
+        strip()
+        self.graph = self.engine.graph
+        return self
+
+    def whole_graph(self) -> Graph:
+        """The graph with all its numbers."""
+        if any(layer.weight.is_meta for layer in self.graph.layers):
+            raise DeployError(
+                "this network was stripped of what running does not take: storing, exporting, "
+                "reports and other engines need all of it. Load its file again."
+            )
+        return self.graph
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the network holds: what its engine made, its graph and sample, its states."""
+        tensors = [value for node in self.graph.nodes for value in _tensors(vars(node).values())]
+        whole = [tensor for tensor in (*tensors, self.sample) if not tensor.is_meta]
+        own = sum(tensor.numel() * tensor.element_size() for tensor in whole)
+        return own + getattr(self.engine, "weight_bytes", 0) + self.state_bytes
 
     # Whole sequences.
 
@@ -161,7 +195,7 @@ class IntegerNetwork:
 
     def count_operations(self, whole: Tensor) -> Counts:
         """What :func:`~spquant_plugin.analyze` reports of whole numbers ``[T, N, *shape]``."""
-        return count(self.graph, self.engine, whole)
+        return count(self.whole_graph(), self.engine, whole)
 
     # Real numbers out.
 
@@ -189,14 +223,22 @@ class IntegerNetwork:
         return (
             f"IntegerNetwork({name}{len(self.graph.layers)} weight layers with {weights:,} "
             f"weights, {len(self.graph.neurons)} neuron layers with {neurons:,} neurons, "
-            f"engine={self.engine.name!r})"  # type: ignore[attr-defined]
+            f"engine={self.engine.name!r})"
         )
 
     def save(self, path: Any) -> None:
         """Write the network to one file, see :func:`~spquant_plugin.load_integer`."""
         from .file import save_graph
 
-        save_graph(self.graph, self.sample, path)
+        save_graph(self.whole_graph(), self.sample, path)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
 
 
 def _kind(x: object) -> str:

@@ -43,7 +43,7 @@ def export_c(net: IntegerNetwork, folder: str | os.PathLike[str]) -> CSize:
             f"received {type(net).__name__}: export_c writes an IntegerNetwork. Make one with "
             "spq.to_integer(model, sample)."
         )
-    return write_c(graph, sample, folder)
+    return write_c(net.whole_graph(), sample, folder)
 
 
 def write_c(

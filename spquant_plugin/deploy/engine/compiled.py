@@ -6,7 +6,7 @@ kernels do not know runs as the reference does, on the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from .stages import (
     levels_of,
     planes_needed,
     states_of,
+    stripped,
 )
 from .values import Value, Window
 
@@ -133,6 +134,17 @@ class CompiledEngine:
                 kept += node.breaks.numel() * node.breaks.element_size()
         return kept
 
+    def strip(self) -> None:
+        """Let go of the numbers in the graph that the packed rows hold as well."""
+        light = {name: stripped(stage) for name, stage in self._stages.items()}
+        packed = {self._fused.get(name, name) for name in self._stages}
+        nodes = []
+        for node in self.graph.nodes:
+            if isinstance(node, Convolution | Dense) and node.name in packed:
+                node = replace(node, weight=node.weight.to("meta"))
+            nodes.append(light.get(node.name, node))
+        self.graph = replace(self.graph, nodes=tuple(nodes))
+
     # --- states ---------------------------------------------------------------------------------
 
     def rest(self, batch: int) -> State:
@@ -154,6 +166,10 @@ class CompiledEngine:
 
     def held_bytes(self, state: State) -> int:
         return sum(part.nbytes for part in state.values())
+
+    def spike_bytes(self, neuron: Neuron, steps: int, batch: int) -> int:
+        """Bytes of the spikes that a run keeps of a neuron layer."""
+        return 8 * self._room(neuron)[1] * steps * batch * size(neuron.shape[1:])
 
     # --- running --------------------------------------------------------------------------------
 

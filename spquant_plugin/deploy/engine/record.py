@@ -28,6 +28,7 @@ class Record:
 class Engine(Protocol):
     """Runs a graph on whole numbers."""
 
+    name: str
     graph: Graph
 
     def rest(self, batch: int) -> Any:

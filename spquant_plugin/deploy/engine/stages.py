@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..graph import Convolution, Neuron, Node, Shape, size
+from ..graph import Convolution, Dense, Neuron, Node, Shape, size
 from . import convolving as kernel
 from . import layout
 from .counting import BLOCK
@@ -271,6 +271,18 @@ class Stage:
             ],
             np.int64,
         )
+
+
+def stripped(stage: Stage) -> Node:
+    """The stage's node, from now on without the numbers that its rows hold."""
+    node = stage.node
+    if isinstance(node, Neuron):
+        node = replace(node, breaks=node.breaks.to("meta"))
+        stage.neuron = node
+    elif isinstance(node, Convolution | Dense):
+        node = replace(node, weight=node.weight.to("meta"))
+    stage.node = node
+    return node
 
 
 def _addresses(*arrays: NDArray[Any]) -> NDArray[np.int64]:
