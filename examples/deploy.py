@@ -101,7 +101,8 @@ def main() -> None:
     print(f"{proof}\n")
     if not proof.exact:
         raise SystemExit("the integer network differs from the trained one")
-    print(f"accuracy: trained {accuracy(model, test):.3f}, integer {integer_accuracy(net, test):.3f}")
+    trained_one, integer_one = accuracy(model, test), integer_accuracy(net, test)
+    print(f"accuracy: trained {trained_one:.3f}, integer {integer_one:.3f}")
 
     net.save(folder / "digits.spq")
     again = spq.load_integer(folder / "digits.spq")

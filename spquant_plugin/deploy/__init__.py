@@ -3,7 +3,7 @@
 from .c99 import CSize, export_c
 from .graph import Graph
 from .loading import load_integer
-from .lower import to_integer
+from .lowering import to_integer
 from .network import IntegerNetwork, Run
 from .verify import LayerCheck, Mismatch, Verification, verify
 

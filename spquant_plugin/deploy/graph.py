@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+WHOLE = "(model)"  # the name of a model that is one layer or neuron itself
 # An array index past every reachable sum would not fit 16 bits; this many states fit a byte.
 STATES = 32
 

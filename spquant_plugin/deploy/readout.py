@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .symbol import Step
+Step = tuple[Any, ...]
 
 
 def apply_steps(x: Tensor, steps: tuple[Step, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from ..convert.trace import cannot_run, quiet_copy, tensors_in
 from ..errors import DeployError
 from ..modules.neuron import QuantizedNeuron
 from ..table import render
-from .draft import WHOLE
+from .graph import WHOLE
 from .hooks import refuse_hooks
 from .modes import plain_mode
 from .network import IntegerNetwork

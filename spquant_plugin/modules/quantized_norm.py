@@ -27,7 +27,7 @@ class DyadicFactors(NamedTuple):
 
 
 class QuantizedBatchNorm(nn.Module):
-    """Mixin: put before a framework's batch norm class, and call :meth:`follow` once.
+    """Mixin: put before a framework's batch norm class, and call ``follow`` once.
 
     The norm's parameters and buffers keep their keys, and it has no others. ``layer``, the
     quantised layer whose output it is given, hands its scale and bias on from then on: it returns

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import spquant_plugin as spq
 from spquant_plugin.config import ChannelGate
-from spquant_plugin.deploy.draft import Draft
-from spquant_plugin.deploy.gates import decision, first_true
 from spquant_plugin.deploy.graph import Neuron
-from spquant_plugin.deploy.symbol import Symbol
-from spquant_plugin.deploy.tables import Probe, tabulate
+from spquant_plugin.deploy.lowering.draft import Draft
+from spquant_plugin.deploy.lowering.gates import decision, first_true
+from spquant_plugin.deploy.lowering.symbol import Symbol
+from spquant_plugin.deploy.lowering.tables import Probe, tabulate
 from spquant_plugin.errors import DeployError
 from spquant_plugin.functional import gates as fg
 from spquant_plugin.modules import gates as gate_modules

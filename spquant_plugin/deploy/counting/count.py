@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...counts import Count, Counts, GateCount, JoinCount, LayerCount, NeuronCount
-from ..draft import WHOLE
 from ..engine.record import Engine
 from ..graph import (
+    WHOLE,
     Add,
     Affine,
     ChannelDecision,

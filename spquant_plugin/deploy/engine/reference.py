@@ -181,7 +181,12 @@ def _affine(node: Affine, x: Tensor) -> Tensor:
 
 def _decide(node: ChannelDecision, x: Tensor) -> Tensor:
     sums = x.flatten(2).sum(-1) if x.ndim > 2 else x
-    scores = sums.to(torch.int64) @ node.weight.to(torch.int64).T
+    low, high = (int(end) for end in sums.aminmax()) if sums.numel() else (0, 0)
+    # 128 is the largest magnitude of a weight: no sum of products can leave 32 bits.
+    if 128 * node.weight.shape[1] * max(-low, high) < 2**31:
+        scores = whole_matmul(node.weight, sums.T.contiguous()).T
+    else:
+        scores = sums.to(torch.int64) @ node.weight.to(torch.int64).T
     return (scores >= node.threshold).to(torch.int32)
 
 

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DeployError
-from .bounds import Bounds, channel_bounds
-from .graph import Add, Affine, Concat, Input, Mask, Node, Reshape, size
+from ...errors import DeployError
+from ..bounds import Bounds, channel_bounds
+from ..graph import WHOLE, Add, Affine, Concat, Input, Mask, Node, Reshape, size
 from .symbol import Dyadic, Symbol
 
 # Every whole number below this is a float32, so that no sum of the trained model was rounded.
 EXACT = 2**24
 # A branch of spikes is added to a current by tabulating every number that it can have.
 ENUMERATED = 64
-WHOLE = "(model)"  # the name of a model that is one layer or neuron itself
 
 
 class Draft:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DeployError
-from ..modules.quantized_layer import QuantizedLayer
-from ..modules.weight_quantizer import DyadicQuantizer
+from ...errors import DeployError
+from ...modules.quantized_layer import QuantizedLayer
+from ...modules.weight_quantizer import DyadicQuantizer
+from ..graph import Add, Convolution, Dense, Node
 from .draft import Draft
-from .graph import Add, Convolution, Dense, Node
 from .symbol import Dyadic, Step, Symbol
 
 INT8 = 127

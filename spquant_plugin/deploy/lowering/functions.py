@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DeployError
+from ...errors import DeployError
+from ..graph import size
 from .calls import Call, Refused, handles, symbol_of
 from .draft import Draft
-from .graph import size
 from .pools import pool_all
 from .symbol import Symbol, is_power_of_two
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ..convert.trace import quiet_copy
-from ..errors import DeployError
-from ..functional.gates import masked_count
-from ..modules.neuron import QuantizedNeuron
+from ...convert.trace import quiet_copy
+from ...errors import DeployError
+from ...functional.gates import masked_count
+from ...modules.neuron import QuantizedNeuron
+from ..graph import Neuron, PixelMask, size
 from .draft import Draft
-from .graph import Neuron, PixelMask, size
 from .symbol import Symbol, is_power_of_two
 from .tables import Probe, tabulate
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DeployError
-from ..functional import gates as fg
+from ...errors import DeployError
+from ...functional import gates as fg
+from ..graph import ChannelDecision, Neuron, size
 from .draft import Draft
-from .graph import ChannelDecision, Neuron, size
 from .symbol import Symbol
 
 

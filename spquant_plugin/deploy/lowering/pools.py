@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..errors import DeployError
+from ...errors import DeployError
+from ..graph import MaxPool, SumPool, size
 from .calls import Call, Refused, handles, symbol_of
 from .draft import Draft
-from .graph import MaxPool, SumPool, size
 from .symbol import Symbol, is_power_of_two
 
 aten = torch.ops.aten

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.hosts import require_model, reset
-from ..convert.trace import as_arguments, quiet_copy, tensors_in
-from ..errors import DeployError
-from ..functional.inputs import input_range as range_of_input
-from ..modules.quantized_layer import QuantizedLayer
+from ...convert.hosts import require_model, reset
+from ...convert.trace import as_arguments, quiet_copy, tensors_in
+from ...errors import DeployError
+from ...functional.inputs import input_range as range_of_input
+from ...modules.quantized_layer import QuantizedLayer
+from ..graph import Graph, Neuron, Node, Output
+from ..hooks import refuse_hooks
+from ..modes import plain_mode, precision_of
+from ..network import IntegerNetwork
+from ..verify import verify
 from .calls import Refused
 from .draft import EXACT, Draft
-from .graph import Graph, Neuron, Node, Output
-from .hooks import refuse_hooks
-from .modes import plain_mode, precision_of
-from .network import IntegerNetwork
 from .recording import Recorder
 from .symbol import Symbol
 from .timing import count_steps, is_multi_step
-from .verify import verify
 
 CHECKED = 8  # samples on which the result is compared
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DeployError
+from ...errors import DeployError
 from .draft import Draft
 from .symbol import Symbol
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..convert.hosts import Hosts
-from ..convert.pairing import is_neuron
-from ..convert.trace import cannot_run
-from ..errors import DeployError
+from ...convert.hosts import Hosts
+from ...convert.pairing import is_neuron
+from ...convert.trace import cannot_run
+from ...errors import DeployError
 
 
 class _Picks(TorchDispatchMode):

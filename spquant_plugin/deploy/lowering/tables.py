@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DeployError
+from ...errors import DeployError
+from ..readout import real
 from .gates import first_true
-from .readout import real
 from .symbol import Symbol
 
 LEVELS = 16

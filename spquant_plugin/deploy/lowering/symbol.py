@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Step = tuple[Any, ...]
+from ..readout import Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..convert.copying import _held_tensors
-from ..convert.hosts import Hosts
-from ..convert.pairing import is_neuron, is_synapse
-from ..convert.trace import _written, tensors_in, untraced
-from ..errors import DeployError
-from ..modules.gates import ChannelGate
+from ...convert.copying import _held_tensors
+from ...convert.hosts import Hosts
+from ...convert.pairing import is_neuron, is_synapse
+from ...convert.trace import _written, tensors_in, untraced
+from ...errors import DeployError
+from ...modules.gates import ChannelGate
 from . import functions, pools  # noqa: F401 (they register their handlers)
 from .calls import HANDLERS, Call, Refused
 from .draft import Draft
