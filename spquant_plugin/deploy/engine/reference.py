@@ -184,7 +184,7 @@ def _decide(node: ChannelDecision, x: Tensor) -> Tensor:
     low, high = (int(end) for end in sums.aminmax()) if sums.numel() else (0, 0)
     # 128 is the largest magnitude of a weight: no sum of products can leave 32 bits.
     if 128 * node.weight.shape[1] * max(-low, high) < 2**31:
-        scores = whole_matmul(node.weight, sums.T.contiguous()).T
+        scores = whole_matmul(node.weight, sums.T.contiguous()).T.contiguous()
     else:
         scores = sums.to(torch.int64) @ node.weight.to(torch.int64).T
     return (scores >= node.threshold).to(torch.int32)
