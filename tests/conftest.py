@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """No test reads or writes the cache of the person who runs it."""
+    """No test reads or writes the cache of the person who runs it.
+
+    Processes of one run share theirs, so that each kernel is built once; a build is atomic.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SPQUANT_CACHE", str(folder / "cache"))
         yield
 
 
