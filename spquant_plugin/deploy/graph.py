@@ -18,8 +18,7 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 WHOLE = "(model)"  # the name of a model that is one layer or neuron itself
-# An array index past every reachable sum would not fit 16 bits; this many states fit a byte.
-STATES = 32
+STATES = 32  # of one neuron at most: 16 levels, and whether it fired
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -87,7 +87,7 @@ class IntegerNetwork:
         tensors = [value for node in self.graph.nodes for value in _tensors(vars(node).values())]
         whole = [tensor for tensor in (*tensors, self.sample) if not tensor.is_meta]
         own = sum(tensor.numel() * tensor.element_size() for tensor in whole)
-        return own + getattr(self.engine, "weight_bytes", 0) + self.state_bytes
+        return own + getattr(self.engine, "packed_bytes", 0) + self.state_bytes
 
     # Whole sequences.
 

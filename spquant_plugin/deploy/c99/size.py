@@ -14,7 +14,6 @@ from ...table import render
 
 OBJECTS = ("spq_network", "spq_kernels")
 FLAGS = ("-std=c99", "-Os", "-fno-pie", "-fno-pic", "-ffunction-sections", "-fdata-sections", "-c")
-KIB = 1024
 
 
 @dataclass(frozen=True)

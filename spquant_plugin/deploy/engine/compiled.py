@@ -94,9 +94,8 @@ class CompiledEngine:
                 self._prepare_neuron(node)
             elif isinstance(node, (Convolution, Dense)):
                 self._prepare_layer(node)
-        for stage in self._stages.values():
-            if stage.weights is not None:
-                stage.weights.keep = memory == "fast"
+        for weights in filter(None, (stage.weights for stage in self._stages.values())):
+            weights.keep = memory == "fast"
 
     # --- preparing ------------------------------------------------------------------------------
 
@@ -124,9 +123,14 @@ class CompiledEngine:
             self._stages[node.name] = Stage(node, None, node, source.low, source.high)
 
     @property
+    def packed_bytes(self) -> int:
+        """Bytes that the engine made beside the graph."""
+        return sum(stage.nbytes for stage in self._stages.values())
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights and tables."""
-        kept = sum(stage.nbytes for stage in self._stages.values())
+        kept = self.packed_bytes
         for node in self.graph.nodes:
             if isinstance(node, Convolution) and node.groups > 1:
                 kept += node.weight.numel()
