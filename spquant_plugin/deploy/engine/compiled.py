@@ -27,8 +27,8 @@ from ..graph import (
     SumPool,
     size,
 )
-from . import convolving as kernel
 from . import reference
+from .decision import Decision
 from .jit import use_threads
 from .record import Record
 from .rows import LANES, Words, pack
@@ -88,12 +88,17 @@ class CompiledEngine:
         self.rates: dict[str, float] = {}
         self._stages: dict[str, Stage] = {}
         self._fused: dict[str, str] = {}  # layers by the neuron that alone reads them
+        self._decisions: dict[str, Decision] = {}
         self._flat: dict[str, str] = {}  # what a dense layer reads before it was flattened
         for node in graph.nodes:
             if isinstance(node, Neuron):
                 self._prepare_neuron(node)
             elif isinstance(node, (Convolution, Dense)):
                 self._prepare_layer(node)
+            elif isinstance(node, ChannelDecision) and Decision.knows(
+                node, self.graph[node.inputs[0]]
+            ):
+                self._decisions[node.name] = Decision(node)
         for weights in filter(None, (stage.weights for stage in self._stages.values())):
             weights.keep = memory == "fast"
 
@@ -125,7 +130,8 @@ class CompiledEngine:
     @property
     def packed_bytes(self) -> int:
         """Bytes that the engine made beside the graph."""
-        return sum(stage.nbytes for stage in self._stages.values())
+        made = (*self._stages.values(), *self._decisions.values())
+        return sum(part.nbytes for part in made)
 
     @property
     def weight_bytes(self) -> int:
@@ -234,23 +240,27 @@ class CompiledEngine:
         if isinstance(node, MaxPool) and self.graph[node.inputs[0]].binary and given is not None:
             window = Window(node.kernel, node.stride, node.padding, node.dilation)
             return given.any_of(window, node.shape)
-        if isinstance(node, ChannelDecision) and node.reads == "membrane":
-            parts = [self._level_sums(self.graph[node.inputs[0]], now)]
-        else:
-            parts = [now.values[name].whole() for name in node.inputs]
+        if isinstance(node, ChannelDecision):
+            return self._decide(node, now)
+        parts = [now.values[name].whole() for name in node.inputs]
         return Value(node.shape, now.batch, whole=reference.OPERATIONS[type(node)](node, *parts))
 
-    def _level_sums(self, node: Any, now: _Run) -> Tensor:
-        """Sums over space of stored levels ``[B, C]``."""
-        history = now.history[node.name]
-        stage = self._stages.get(node.name)
-        if stage is None:
-            return levels_of(node, history).flatten(2).sum(2, dtype=torch.int32)
-        area = size(node.shape[1:])
-        totals = np.empty((len(history), LANES * stage.words), np.int32)
-        planes = min(MOST_PLANES, planes_needed(0, area * node.states))
-        kernel.sum_levels(stage.width, history, int(node.remembers), planes, totals)
-        return torch.from_numpy(totals)[:, : node.shape[0]] + area * node.lowest
+    def _decide(self, node: ChannelDecision, now: _Run) -> Value:
+        source: Any = self.graph[node.inputs[0]]
+        decision = self._decisions.get(node.name)
+        if node.reads != "membrane":
+            given = now.values[source.name]
+            if decision is not None:
+                spikes = given.words()[:, :, None]
+                return Value(node.shape, now.batch, words=decision.open(spikes, 0, 0)[:, None])
+            levels = given.whole()
+        else:
+            past = now.history[source.name]
+            if decision is not None:
+                found = decision.open(past, int(source.remembers), source.lowest)
+                return Value(node.shape, now.batch, words=found[:, None])
+            levels = levels_of(source, past)
+        return Value(node.shape, now.batch, whole=reference.decide(node, levels))
 
     def _sums(self, layer: Any, source: Value, now: _Run) -> Tensor:
         """Sums ``[B, places, O]`` of a layer alone."""
@@ -295,8 +305,7 @@ class CompiledEngine:
             source = _rowed(now.values[node.inputs[0]].whole())
         opened = NO_WORDS
         if node.gate is not None and node.closed is not None:
-            decided = now.values[node.gate].whole().numpy()
-            opened = pack(decided, stage.words)
+            opened = now.values[node.gate].words(stage.words)
         added = NO_WORDS
         if node.counts is not None:
             added = self._added(node, now, stage.words)

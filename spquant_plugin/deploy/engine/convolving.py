@@ -1,4 +1,4 @@
-"""A weight layer with the neurons behind it: place after place, all steps of each.
+"""A weight layer with the neurons behind it: a few places side by side, all steps of them.
 
 What the neurons compare with lies in planes of bits as the sums do, so that thresholds, states,
 resets and spikes of all channels are logic on whole registers: no sum ever becomes a number.
@@ -9,32 +9,37 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .counting import BLOCK, GROUP, PLANES, add_planes, count_rows
+from .counting import BLOCK
 from .firing import close, fire
-from .gathering import gather, read_sums
+from .gathering import count_events, gather, list_parts, read_sums
 from .jit import inner, kernel
 from .lanes import spread
 from .layout import (
     ADDED,
     ADDED_AT,
+    APART,
     BEFORE,
     BITS,
     CLOSED,
     CLOSED_TILE,
-    COUNTS,
     FIRE_ON_SUMS,
     FULL,
     FULL_AT,
     FULL_TILE,
     HEIGHT,
     HISTORY,
+    KERNEL_X,
+    KERNEL_Y,
     NOW,
     NUMBER_BITS,
+    OPEN,
     OPENED,
     OUT_HEIGHT,
     OUT_WIDTH,
     PAD_X,
     PAD_Y,
+    PART,
+    ROW,
     SAMPLES,
     SCRATCH,
     SMALL,
@@ -49,155 +54,159 @@ from .layout import (
     SUMS,
     TILES,
     VALID,
-    WEIGHTS,
-    WEIGHTS_TILE,
+    WIDTH,
+    WORDS,
     WORK,
 )
-from .simd import CODES, both, load, nothing, number, store
+from .simd import CODES, WIDE, both, load, number, store, write_number
 
 
 @inner
-def _write_sums(width, planes, sums, target):
+def _write_sums(words, planes, sums, target):
     """Sums as numbers: int32, one for each lane, at the target."""
-    size = 8 * len(width)
-    for word in range(len(width)):
+    for word in range(words):
         for plane in range(planes):
             value = -(1 << plane) if plane == planes - 1 else 1 << plane
-            spread(sums + plane * size + 8 * word, plane, value, target + word * 64 * 4)
+            spread(sums + plane * APART + 8 * word, plane, value, target + word * 64 * 4)
 
 
 @inner
-def _copy(width, count, source, gap, target, wide):
-    """Move rows from ``source``, ``gap`` bytes apart, to ``target``, ``wide`` bytes apart."""
+def _copy(words, count, source, gap, target, wide):
+    """Move rows of so many words, ``gap`` bytes apart, to ``target``, ``wide`` bytes apart."""
     for i in range(count):
-        store(load(width, source + i * gap), target + i * wide)
+        if words == 8:
+            store(load(WIDE, source + i * gap), target + i * wide)
+        else:
+            for word in range(words):
+                write_number(number(source + i * gap, word), target + i * wide + 8 * word)
 
 
 @inner
-def _sums(width, table, step, tile, top, left, at, places, scratch):
-    """The sums of one place and step as planes: of events, or as they are given."""
+def _sums(width, table, tile, step, place, parts, counts, codes, scratch):
+    """The sums of places side by side in one step, as planes; returns how many planes.
+
+    ``place`` is the first of them; ``counts`` says how many parts the window of each has.
+    """
+    words = number(table, WORDS)
     if number(table, WORK) == FIRE_ON_SUMS:
         planes = number(table, FULL)
-        read_sums(width, planes, scratch, number(table, SUMS) + 32 * at)
+        gap = 256 * number(table, TILES) * words
+        source = number(table, SUMS) + place * gap + 256 * tile * words
+        for i in range(len(counts)):
+            read_sums(words, planes, scratch + 8 * i * words, source + i * gap)
         return planes
-    base = number(table, WEIGHTS) + tile * number(table, WEIGHTS_TILE)
-    return gather(width, table, step * number(table, HEIGHT), top, left, places, base, scratch)
+    begin = step * number(table, HEIGHT) * number(table, WIDTH)
+    gap = PART * number(table, KERNEL_Y) * number(table, KERNEL_X)
+    most = 0
+    for i in range(len(counts)):
+        most = max(most, count_events(table, begin, parts + i * gap, counts[i]))
+    planes = number(table, SMALL if most <= BLOCK else FULL)
+    for i in range(len(counts)):
+        sums = scratch + 8 * i * words
+        at = parts + i * gap
+        gather(width, table, tile, begin, at, counts[i], codes, planes, sums, scratch)
+    return planes
 
 
 @inner
-def _neurons(width, table, planes, step, tile, spot, at, sums):
-    """One step of the neurons of a place whose sums are there; returns their spikes."""
-    size = 8 * len(width)
-    bits, wide = number(table, BITS), number(table, TILES) * size
-    now, before, count = sums + NOW * size, sums + BEFORE * size, sums + ADDED * size
+def _neurons(table, planes, tile, step, place, count, scratch):
+    """One step of the neurons of places side by side whose sums are there."""
+    words, bits = number(table, WORDS), number(table, BITS)
+    size = 8 * words
+    wide = number(table, TILES) * size
+    now, before, numbers = scratch + NOW * APART, scratch + BEFORE * APART, scratch + ADDED * APART
     if number(table, ADDED_AT):
         much = number(table, NUMBER_BITS)
-        source = number(table, ADDED_AT) + spot * much * wide + tile * size
-        _copy(width, much, source, wide, count, size)
-    _copy(width, bits, now, size, before, size)
+        source = number(table, ADDED_AT) + place * much * wide + tile * size
+        for i in range(count):
+            _copy(words, much, source + i * much * wide, wide, numbers + i * size, APART)
     breaks = number(table, FULL_AT) + tile * number(table, FULL_TILE)
     if planes == number(table, SMALL):
         breaks = number(table, SMALL_AT) + tile * number(table, SMALL_TILE)
-    fired = fire(width, table, sums, planes, breaks, now, count)
     if number(table, OPENED):
-        opened = load(width, number(table, OPENED) + step * wide + tile * size)
+        _copy(8, bits, now, APART, before, APART)
+    fired = fire(table, scratch, planes, breaks, now, numbers)
+    if number(table, OPENED):
+        source, opened = number(table, OPENED) + step * wide + tile * size, scratch + OPEN * APART
+        _copy(words, count, source, 0, opened, size)
         rule = number(table, CLOSED) + tile * number(table, CLOSED_TILE)
-        fired = close(width, table, fired, opened, rule, before, now, count)
-    lanes = load(width, number(table, VALID) + tile * size)
-    store(both(fired, lanes), number(table, SPIKES) + at)
+        fired = close(table, fired, load(WIDE, opened), rule, before, now, numbers)
+    valid = load(WIDE, number(table, VALID) + tile * ROW)
+    store(both(fired, valid), scratch)
+    _copy(words, count, scratch, size, number(table, SPIKES) + place * wide + tile * size, wide)
     if number(table, HISTORY):
-        past = number(table, HISTORY) + spot * bits * wide + tile * size
-        for bit in range(bits):
-            store(both(load(width, now + bit * size), lanes), past + bit * wide)
+        past = number(table, HISTORY) + place * bits * wide + tile * size
+        for i in range(count):
+            _copy(words, bits, now + i * size, APART, past + i * bits * wide, wide)
 
 
 @inner
-def _place(width, table, tile, sample, place, places, sums):
-    """One place of one sample and tile, all steps."""
-    size = 8 * len(width)
-    bits, wide = number(table, BITS), number(table, TILES) * size
+def _places(width, table, tile, sample, first, parts, counts, codes, scratch):
+    """Places side by side of one sample and tile, all steps."""
+    words, bits = number(table, WORDS), number(table, BITS)
+    size = 8 * words
+    wide = number(table, TILES) * size
     across = number(table, OUT_WIDTH)
     area = number(table, OUT_HEIGHT) * across
-    top = place // across * number(table, STRIDE_Y) - number(table, PAD_Y)
-    left = place % across * number(table, STRIDE_X) - number(table, PAD_X)
-    now = sums + NOW * size
-    kept = number(table, STATES_AT) + (sample * area + place) * bits * wide + tile * size
+    gap = PART * number(table, KERNEL_Y) * number(table, KERNEL_X)
     fires = number(table, WORK) != SUM
-    if fires:
-        _copy(width, bits, kept, wide, now, size)
+    now = scratch + NOW * APART
+    kept = number(table, STATES_AT) + (sample * area + first) * bits * wide + tile * size
+    for i in range(len(counts)):
+        y, x = (first + i) // across, (first + i) % across
+        top = y * number(table, STRIDE_Y) - number(table, PAD_Y)
+        left = x * number(table, STRIDE_X) - number(table, PAD_X)
+        counts[i] = list_parts(table, top, left, parts + i * gap)
+        if fires:
+            _copy(words, bits, kept + i * bits * wide, wide, now + i * size, APART)
     for t in range(number(table, STEPS)):
         step = t * number(table, SAMPLES) + sample
-        spot = step * area + place
-        at = spot * wide + tile * size
-        planes = _sums(width, table, step, tile, top, left, at, places, sums)
+        place = step * area + first
+        planes = _sums(width, table, tile, step, place, parts, counts, codes, scratch)
         if fires:
-            _neurons(width, table, planes, step, tile, spot, at, sums)
+            _neurons(table, planes, tile, step, place, len(counts), scratch)
         else:
-            _write_sums(width, planes, sums, number(table, SUMS) + 32 * at)
+            target = number(table, SUMS) + 32 * (place * wide + tile * size)
+            for i in range(len(counts)):
+                _write_sums(words, planes, scratch + i * size, target + 32 * i * wide)
     if fires:
-        _copy(width, bits, now, size, kept, wide)
+        for i in range(len(counts)):
+            _copy(words, bits, now + i * size, APART, kept + i * bits * wide, wide)
 
 
 @kernel
-def run_layer(width, fields, parts):
+def run_layer(width, fields, pieces):
     """A weight layer over all steps, with the neurons behind it, or one of both alone.
 
-    ``fields`` is the table. Rows of bits are: the weights ``[tiles, planes, rows + 1, words]``; the
-    tables ``valid [tiles, words]``, ``small`` and ``full [tiles, states, numbers, breaks, planes,
-    words]``, ``closed [tiles, states, numbers, 1 + bits, words]``; and, of all tiles one behind the
-    other, the open channels ``[steps * samples, words]``, the added numbers, the spikes, the states
+    ``fields`` is the table; ``width`` as many words as are counted at once. Rows of bits are: the
+    weights ``[tiles, rows + 1, planes, words]``; the tables ``valid [tiles, 8]``, ``small`` and
+    ``full [tiles, states, numbers, breaks, planes, 8]``, ``closed [tiles, states, numbers, 1 +
+    bits, 8]``, which repeat a place as often as it fits; and, of all tiles one behind the other,
+    the open channels ``[steps * samples, words]``, the added numbers, the spikes, the states
     before, and the states after each step. Sums are int32 ``[steps * samples, places, lanes]``.
     """
     table = fields.ctypes.data
     tiles = fields[TILES]
     area = fields[OUT_HEIGHT] * fields[OUT_WIDTH]
-    for job in prange(fields[SAMPLES] * tiles * parts):
-        part, rest = job % parts, job // parts
-        places = np.empty(BLOCK + 2 * CODES, np.int32)
-        scratch = np.empty(SCRATCH * len(width), np.uint64)
-        for place in range(area * part // parts, area * (part + 1) // parts):
-            _place(
+    side = len(WIDE) // fields[WORDS]
+    groups = (area + side - 1) // side
+    for job in prange(fields[SAMPLES] * tiles * pieces):
+        piece, rest = job % pieces, job // pieces
+        codes = np.empty(BLOCK + 2 * CODES, np.int32)
+        room = np.zeros(SCRATCH * APART // 8 + 8, np.uint64)
+        scratch = (room.ctypes.data + ROW - 1) & -ROW
+        counts = np.zeros(side, np.int64)
+        parts = np.empty(side * fields[KERNEL_Y] * fields[KERNEL_X] * PART // 8, np.int64)
+        for group in range(groups * piece // pieces, groups * (piece + 1) // pieces):
+            first = group * side
+            _places(
                 width,
                 table,
                 rest % tiles,
                 rest // tiles,
-                place,
-                places.ctypes.data,
-                scratch.ctypes.data,
+                first,
+                parts.ctypes.data,
+                counts[: min(side, area - first)],
+                codes.ctypes.data,
+                scratch,
             )
-
-
-@kernel
-def sum_levels(width, history, first, planes, totals):
-    """Sums over places of stored numbers, of ``history [steps, places, bits, words]``.
-
-    Bits below ``first`` do not count. ``totals`` is int32 ``[steps, lanes]``.
-    """
-    size = 8 * len(width)
-    steps, area, bits, words = history.shape
-    tiles = words // len(width)
-    gap = 8 * bits * words
-    for job in prange(steps * tiles):
-        step, tile = job // tiles, job % tiles
-        room = np.empty(BLOCK + 2 * CODES, np.int32)
-        scratch = np.zeros(SCRATCH * len(width), np.uint64)
-        sums, places = scratch.ctypes.data, room.ctypes.data
-        counts = sums + COUNTS * size
-        start = history.ctypes.data + step * area * gap + tile * size
-        for begin in range(0, area, BLOCK):
-            rows = min(area - begin, BLOCK)
-            whole = rows & -GROUP
-            for i in range(whole):
-                room[i] = i * gap
-            for bit in range(first, bits):
-                base = start + begin * gap + 8 * bit * words
-                count_rows(width, places, whole, base, counts)
-                add_planes(width, counts, bit - first, sums, planes)
-                for i in range(whole, rows):
-                    for plane in range(PLANES):
-                        store(nothing(width), counts + plane * size)
-                    store(load(width, base + i * gap), counts)
-                    add_planes(width, counts, bit - first, sums, planes)
-        _write_sums(
-            width, planes, sums, totals.ctypes.data + 4 * 64 * (step * words + tile * len(width))
-        )

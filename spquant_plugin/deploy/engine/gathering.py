@@ -7,63 +7,99 @@ together in two's complement, so that sums lie in planes too. Wide weights are r
 
 from __future__ import annotations
 
-from .counting import BLOCK, GROUP, PLANES, add_planes, count_rows, subtract_planes
+from .counting import (
+    BLOCK,
+    GROUP,
+    add_planes,
+    count_rows,
+    start_sums,
+    subtract_planes,
+)
 from .jit import inner
-from .lanes import add_small, collect, load_numbers, store_numbers
+from .lanes import add_small, collect, load_numbers, store_numbers, zero_numbers
 from .layout import (
+    APART,
     CHANNELS,
     CODES_AT,
     COUNTS,
-    FULL,
     GAP_X,
     GAP_Y,
     HEIGHT,
     KERNEL_X,
     KERNEL_Y,
     NUMBERS_AT,
-    SMALL,
+    PART,
     STARTS,
+    TOGETHER,
     WEIGHT_PLANES,
+    WEIGHTS,
+    WEIGHTS_TILE,
     WIDTH,
+    WORDS,
 )
-from .simd import (
-    CODES,
-    LANES,
-    fill_codes,
-    load,
-    move_codes,
-    nothing,
-    number,
-    small_number,
-    store,
-)
+from .simd import CODES, LANES, fill_codes, move_codes, number, small_number, write_number
 
 
 @inner
-def _add_rows(width, table, places, filled, base, counts, sums, planes, begun):
+def list_parts(table, top, left, target):
+    """Write the parts of the window at ``top`` and ``left`` that lie inside; returns how many.
+
+    A part is a line of the window, or a single place of it where there are gaps between places:
+    where it begins and ends among the places of a step, and what makes its codes row numbers.
+    """
+    whole = number(table, GAP_X) == 1
+    across = number(table, KERNEL_X)
+    wide = across if whole else 1
+    found = 0
+    for part in range(number(table, KERNEL_Y) * (1 if whole else across)):
+        ky, kx = (part, 0) if whole else (part // across, part % across)
+        y = top + ky * number(table, GAP_Y)
+        x = left + kx * number(table, GAP_X)
+        first, last = max(x, 0), min(x + wide, number(table, WIDTH))
+        if 0 <= y < number(table, HEIGHT) and first < last:
+            at = target + PART * found
+            write_number(y * number(table, WIDTH) + first, at)
+            write_number(y * number(table, WIDTH) + last, at + 8)
+            write_number((ky * across + kx - x) * number(table, CHANNELS), at + 16)
+            found += 1
+    return found
+
+
+@inner
+def count_events(table, begin, parts, count):
+    """How many events lie in the window of these parts."""
+    starts = number(table, STARTS) + 8 * begin
+    found = 0
+    for part in range(count):
+        at = parts + PART * part
+        found += number(starts, number(at, 1)) - number(starts, number(at, 0))
+    return found
+
+
+@inner
+def _add_rows(width, table, places, filled, base, sums, planes, scratch, begun):
     """Count the gathered rows of every plane of weights, and add them to the sums."""
-    size = 8 * len(width)
-    rows = number(table, KERNEL_Y) * number(table, KERNEL_X) * number(table, CHANNELS)
-    fill_codes(places + 4 * filled, rows * size)  # rows of zeros, to the end of the group
+    counts, size = scratch + COUNTS * APART, 8 * number(table, WORDS)
+    all_planes, together = number(table, WEIGHT_PLANES), number(table, TOGETHER)
+    empty = number(table, KERNEL_Y) * number(table, KERNEL_X) * number(table, CHANNELS)
+    fill_codes(places + 4 * filled, empty * all_planes * size)  # zeros, to the end of the group
     filled = (filled + GROUP - 1) & -GROUP
-    last = number(table, WEIGHT_PLANES) - 1
-    for plane in range(last + 1):
-        first = plane == 0 and not begun
-        count_rows(width, places, filled, base, sums if first else counts)
-        if first:
-            for empty in range(PLANES, planes):
-                store(nothing(width), sums + empty * size)
-        elif plane == last:
-            subtract_planes(width, counts, plane, sums, planes)
+    for plane in range(all_planes):
+        part = plane % together
+        if part == 0:
+            count_rows(width, places, filled, base + plane * size, counts)
+        if plane == 0 and not begun:
+            start_sums(counts, sums, planes)
+        elif plane == all_planes - 1:
+            subtract_planes(counts + part * size, plane, sums, planes)
         else:
-            add_planes(width, counts, plane, sums, planes)
-        base += (rows + 1) * size
+            add_planes(counts + part * size, plane, sums, planes)
 
 
 @inner
-def _add_numbers(width, places, filled, base, numbers):
+def _add_numbers(words, places, filled, base, numbers):
     """Add the gathered rows of int8 to numbers."""
-    for word in range(len(width)):
+    for word in range(words):
         at = numbers + 4 * LANES * word
         total = load_numbers(at)
         for i in range(filled):
@@ -72,90 +108,49 @@ def _add_numbers(width, places, filled, base, numbers):
 
 
 @inner
-def _part(table, line, top, left, part):
-    """Where a part of a window begins and ends in ``starts``, and what makes its codes row numbers.
-
-    A part is a line of the window; a single place of it where there are gaps between places.
-    """
-    if number(table, GAP_X) == 1:
-        ky, kx, wide = part, 0, number(table, KERNEL_X)
-    else:
-        ky, kx, wide = part // number(table, KERNEL_X), part % number(table, KERNEL_X), 1
-    y = top + ky * number(table, GAP_Y)
-    x = left + kx * number(table, GAP_X)
-    first, last = max(x, 0), min(x + wide, number(table, WIDTH))
-    if y < 0 or y >= number(table, HEIGHT) or first >= last:
-        return 0, 0, 0
-    row = (line + y) * number(table, WIDTH)
-    return (
-        row + first,
-        row + last,
-        (ky * number(table, KERNEL_X) + kx - x) * number(table, CHANNELS),
-    )
-
-
-@inner
-def read_sums(width, planes, sums, source):
+def read_sums(words, planes, sums, source):
     """Sums that are there as numbers, int32, to planes."""
-    size = 8 * len(width)
-    for word in range(len(width)):
+    for word in range(words):
         for plane in range(planes):
-            collect(source + word * 64 * 4, plane, sums + plane * size + 8 * word)
+            collect(source + word * LANES * 4, plane, sums + plane * APART + 8 * word)
 
 
 @inner
-def _widen(width, sums, planes, wanted):
-    """Sums of so many planes as sums of more: their sign goes on."""
-    size = 8 * len(width)
-    sign = load(width, sums + (planes - 1) * size)
-    for plane in range(planes, wanted):
-        store(sign, sums + plane * size)
+def gather(width, table, tile, begin, parts, count, places, planes, sums, scratch):
+    """The sums of one place as so many planes at ``sums``.
 
-
-@inner
-def gather(width, table, line, top, left, places, base, scratch):
-    """The sums of one place as planes at ``scratch``; returns how many planes.
-
-    The window begins at ``top`` and ``left``; all arrays are addresses. Weights of no planes are
-    rows of int8.
+    ``parts`` are ``count`` parts of its window, in a step whose places start at ``begin``. All
+    arrays are addresses. Weights of no planes are rows of int8.
     """
-    size = 8 * len(width)
-    starts, codes = number(table, STARTS), number(table, CODES_AT)
-    counts, numbers = scratch + COUNTS * size, scratch + NUMBERS_AT * size
-    small = number(table, WEIGHT_PLANES) == 0
-    row = LANES * len(width) if small else size
+    starts, codes = number(table, STARTS) + 8 * begin, number(table, CODES_AT)
+    base = number(table, WEIGHTS) + tile * number(table, WEIGHTS_TILE)
+    words, weight_planes = number(table, WORDS), number(table, WEIGHT_PLANES)
+    numbers = scratch + NUMBERS_AT * APART
+    small = weight_planes == 0
+    row = LANES * words if small else 8 * words * weight_planes
     if small:
-        for word in range(NUMBERS_AT, NUMBERS_AT + 32):
-            store(nothing(width), scratch + word * size)
-    planes = number(table, SMALL)
-    parts = (
-        number(table, KERNEL_Y)
-        if number(table, GAP_X) == 1
-        else number(table, KERNEL_Y) * number(table, KERNEL_X)
-    )
-    blocks, filled, i, end, shift, part = 0, 0, 0, 0, 0, 0
+        for word in range(words):
+            store_numbers(zero_numbers(), numbers + 4 * LANES * word)
+    begun, filled, i, end, shift, part = False, 0, 0, 0, 0, 0
     while True:
-        while i == end and part < parts:
-            first, last, shift = _part(table, line, top, left, part)
-            i, end = number(starts, first), number(starts, last)
+        while i == end and part < count:
+            at = parts + PART * part
+            i = number(starts, number(at, 0))
+            end, shift = number(starts, number(at, 1)), number(at, 2)
             part += 1
         stop = min(end, i + BLOCK - filled)
         for k in range(0, stop - i, CODES):
             move_codes(codes + 4 * (i + k), places + 4 * (filled + k), shift, row)
         filled += stop - i
         i = stop
-        ended = i == end and part == parts
+        ended = i == end and part == count
         if filled == BLOCK or ended:
-            if blocks == 1:
-                _widen(width, scratch, planes, number(table, FULL))
-                planes = number(table, FULL)
             if small:
-                _add_numbers(width, places, filled, base, numbers)
+                _add_numbers(words, places, filled, base, numbers)
             else:
-                _add_rows(width, table, places, filled, base, counts, scratch, planes, blocks)
-            blocks, filled = blocks + 1, 0
+                _add_rows(width, table, places, filled, base, sums, planes, scratch, begun)
+            begun, filled = True, 0
             if ended:
                 break
     if small:
-        read_sums(width, planes, scratch, numbers)
-    return planes
+        read_sums(words, planes, sums, numbers)

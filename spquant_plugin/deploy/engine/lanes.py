@@ -29,6 +29,13 @@ class NumbersModel(models.PrimitiveModel):
 
 
 @intrinsic
+def zero_numbers(typing: Any) -> Any:
+    """64 times 0."""
+    zeros = ir.Constant(INTEGERS, [0] * LANES)
+    return NUMBERS(), lambda context, builder, signature, arguments: zeros
+
+
+@intrinsic
 def load_numbers(typing: Any, address: Any) -> Any:
     """64 int32 from an address."""
 
@@ -63,6 +70,32 @@ def add_small(typing: Any, numbers: Any, address: Any) -> Any:
         return builder.add(arguments[0], builder.sext(found, INTEGERS))
 
     return NUMBERS(NUMBERS, types.intp), generate
+
+
+@intrinsic
+def add_times(typing: Any, numbers: Any, address: Any, factor: Any) -> Any:
+    """Add 64 int8 from an address, times a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(8), LANES)
+        found = builder.load(builder.inttoptr(arguments[1], kind.as_pointer()))
+        found.align = 1
+        factors = in_all_lanes(builder, arguments[2], INTEGERS)
+        return builder.add(arguments[0], builder.mul(builder.sext(found, INTEGERS), factors))
+
+    return NUMBERS(NUMBERS, types.intp, types.int64), generate
+
+
+@intrinsic
+def at_least(typing: Any, numbers: Any, address: Any) -> Any:
+    """A word of bits: which of the numbers reach those 64 int32 at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        limits = builder.load(builder.inttoptr(arguments[1], INTEGERS.as_pointer()))
+        limits.align = 4
+        return builder.bitcast(builder.icmp_signed(">=", arguments[0], limits), WORD)
+
+    return types.uint64(NUMBERS, types.intp), generate
 
 
 @intrinsic

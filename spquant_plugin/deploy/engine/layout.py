@@ -9,18 +9,25 @@ from __future__ import annotations
 # What the table holds: sizes,
 (
     STEPS, SAMPLES, HEIGHT, WIDTH, CHANNELS, KERNEL_Y, KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X,
-    GAP_Y, GAP_X, OUT_HEIGHT, OUT_WIDTH, TILES, WEIGHT_PLANES, SMALL, FULL, STATES, NUMBERS, BREAKS,
-    BITS, NUMBER_BITS, START, WORK,
-) = range(26)  # fmt: skip
+    GAP_Y, GAP_X, OUT_HEIGHT, OUT_WIDTH, TILES, WORDS, WEIGHT_PLANES, TOGETHER, SMALL, FULL, STATES,
+    NUMBERS, BREAKS, BITS, NUMBER_BITS, START, WORK,
+) = range(28)  # fmt: skip
 # what a layer holds, with the bytes of one tile of it,
 (
     WEIGHTS, WEIGHTS_TILE, VALID, SMALL_AT, SMALL_TILE, FULL_AT, FULL_TILE, CLOSED, CLOSED_TILE,
     FLIPS,
-) = range(26, 36)  # fmt: skip
+) = range(28, 38)  # fmt: skip
 # and what it reads and writes in a run.
-STARTS, CODES_AT, OPENED, ADDED_AT, SPIKES, STATES_AT, HISTORY, SUMS = range(36, 44)
+STARTS, CODES_AT, OPENED, ADDED_AT, SPIKES, STATES_AT, HISTORY, SUMS = range(38, 46)
 # What there is to do: fire on sums of events, write such sums, fire on sums that are there.
 FIRE, SUM, FIRE_ON_SUMS = range(3)
 
-# Rows of working memory: planes of sums, of counts, states, states before, added numbers, numbers.
-COUNTS, NOW, BEFORE, ADDED, NUMBERS_AT, SCRATCH = 33, 40, 45, 50, 56, 88
+# Bytes of the widest row. Where the rows of a layer are shorter, those of places side by side fill
+# one, and several planes of weights are counted at once.
+ROW = 64
+# Bytes between planes in working memory, which is shared by planes of sums, of counts, states,
+# states before, added numbers, open channels, and numbers (as many rows as one place's take).
+APART = 2 * ROW
+COUNTS, NOW, BEFORE, ADDED, OPEN, NUMBERS_AT, SCRATCH = 33, 41, 46, 51, 57, 58, 74
+# Bytes that tell a part of a window.
+PART = 24

@@ -179,7 +179,8 @@ def _affine(node: Affine, x: Tensor) -> Tensor:
     return x * _per_channel(node.multiplier, x) + _per_channel(node.offset, x)
 
 
-def _decide(node: ChannelDecision, x: Tensor) -> Tensor:
+def decide(node: ChannelDecision, x: Tensor) -> Tensor:
+    """Open channels by levels ``[B, C, *space]``."""
     sums = x.flatten(2).sum(-1) if x.ndim > 2 else x
     low, high = (int(end) for end in sums.aminmax()) if sums.numel() else (0, 0)
     # 128 is the largest magnitude of a weight: no sum of products can leave 32 bits.
@@ -203,7 +204,7 @@ OPERATIONS: dict[type[Node], Callable[..., Tensor]] = {
     Concat: _concat,
     Add: _add,
     Affine: _affine,
-    ChannelDecision: _decide,
+    ChannelDecision: decide,
     Mask: _mask,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..graph import Neuron
 
 Words = NDArray[np.uint64]
 LANES = 64
+WIDEST = 8  # words of a row
 # Time of a row of so many words, in units of the shortest.
 COSTS = {1: 1.0, 2: 1.0, 4: 1.1, 8: 1.6}
 # Weights of so many bits and more are rows of numbers.
@@ -26,6 +28,11 @@ def width_for(channels: int) -> tuple[int, int]:
     tiles = {width: -(-words // width) for width in COSTS}
     best = min(COSTS, key=lambda width: (tiles[width] * COSTS[width], tiles[width] * width))
     return best, tiles[best]
+
+
+def width_of(words: int) -> tuple[int, ...]:
+    """What tells kernels to take so many words at once, or the next number that registers hold."""
+    return (0,) * next(width for width in (2, 4, 8) if words <= width)
 
 
 def pack(bits: NDArray[Any], words: int) -> Words:
@@ -67,11 +74,20 @@ def bits_for(low: int, high: int) -> int:
     return max(2, max(high, -low - 1, 0).bit_length() + 1)
 
 
+def aligned(shape: tuple[int, ...]) -> Words:
+    """Zeros that begin where a line of the cache does, with a row of memory behind them."""
+    count = math.prod(shape)
+    room = np.zeros(count + 2 * WIDEST, np.uint64)
+    begin = -room.ctypes.data // 8 % WIDEST
+    return room[begin : begin + count].reshape(shape)
+
+
 @dataclass(frozen=True)
 class WeightRows:
-    """Weights ``[inputs, outputs]`` as rows ``[tiles, planes, inputs + 1, words]``; the last is 0.
+    """Weights ``[inputs, outputs]`` as rows ``[tiles, inputs + 1, planes, words]``; the last is 0.
 
-    Wide weights are rows of numbers instead, int8 ``[tiles, 1, inputs, lanes]``.
+    Wide weights are rows of numbers instead, int8 ``[tiles, inputs, 1, lanes]``. Whoever reads the
+    widest row from wherever one begins finds memory there.
     """
 
     words: Words
@@ -88,23 +104,24 @@ class WeightRows:
         if FEWEST_OF_NUMBERS <= planes <= 8:
             numbers = np.zeros((weights.shape[0], tiles, LANES * width), np.int8)
             numbers.reshape(len(weights), -1)[:, : weights.shape[1]] = weights
-            whole = np.ascontiguousarray(numbers.swapaxes(0, 1))[:, None]
-            return cls(whole.view(np.uint64), weights.shape[1], max(-low, high), 0)
-        words = np.zeros((tiles, planes, weights.shape[0] + 1, width), np.uint64)
+            words = aligned((tiles, weights.shape[0], 1, LANES * width // 8))
+            words[:, :, 0] = numbers.swapaxes(0, 1).view(np.uint64)
+            return cls(words, weights.shape[1], max(-low, high), 0)
+        words = aligned((tiles, weights.shape[0] + 1, planes, width))
         for plane in range(planes):
             packed = pack(weights >> plane & 1, width * tiles)
-            words[:, plane, :-1] = tiled(packed, tiles)
+            words[:, :-1, plane] = tiled(packed, tiles)
         return cls(words, weights.shape[1], max(-low, high), planes)
 
     def unpacked(self) -> NDArray[np.int16]:
         """The weights ``[inputs, outputs]``."""
         if not self.planes:
-            numbers = self.words.view(np.int8)[:, 0].swapaxes(0, 1)
+            numbers = self.words.view(np.int8)[:, :, 0].swapaxes(0, 1)
             return numbers.reshape(len(numbers), -1)[:, : self.outputs].astype(np.int16)
-        _, planes, rows, _ = self.words.shape
+        _, rows, planes, _ = self.words.shape
         found = np.zeros((rows - 1, self.outputs), np.int16)
         for plane in range(planes):
-            joined = np.moveaxis(self.words[:, plane, :-1], 0, 1).reshape(rows - 1, -1)
+            joined = np.moveaxis(self.words[:, :-1, plane], 0, 1).reshape(rows - 1, -1)
             factor = -(1 << plane) if plane == planes - 1 else 1 << plane
             found += unpack(joined, self.outputs).astype(np.int16) * np.int16(factor)
         return found
@@ -136,10 +153,10 @@ class NeuronRows:
             chosen = np.moveaxis(codes[node.closed.numpy().astype(np.int64)], 0, -1)
             closed = tiled(planes_of(chosen, 1 + bits, across), tiles)
         return cls(
-            tiled(pack(np.ones(channels, bool), across), tiles),
-            tiled(_breaks(breaks, small, across), tiles),
-            tiled(_breaks(breaks, full, across), tiles),
-            closed,
+            _side_by_side(tiled(pack(np.ones(channels, bool), across), tiles)),
+            _side_by_side(tiled(_breaks(breaks, small, across), tiles)),
+            _side_by_side(tiled(_breaks(breaks, full, across), tiles)),
+            _side_by_side(closed),
             codes[1:] ^ codes[:-1],
             int(codes[0]),
             node.states,
@@ -150,6 +167,13 @@ class NeuronRows:
     def nbytes(self) -> int:
         tables = (self.valid, self.small, self.full, self.closed, self.flips)
         return sum(table.nbytes for table in tables)
+
+
+def _side_by_side(rows: Words) -> Words:
+    """Rows repeated until they are as long as the widest."""
+    found = aligned((*rows.shape[:-1], WIDEST))
+    found[...] = np.tile(rows, WIDEST // rows.shape[-1])
+    return found
 
 
 def code_of(node: Neuron) -> NDArray[np.int64]:

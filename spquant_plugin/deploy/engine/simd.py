@@ -19,6 +19,7 @@ WORD = ir.IntType(64)
 LANES = 64
 MAJORITY = 0xE8  # truth table of three bits
 CODES = 16  # that are moved at a time
+WIDE = (0,) * 8  # the widest row
 
 
 class Row(types.Type):
@@ -184,6 +185,17 @@ def number(typing: Any, address: Any, index: Any) -> Any:
         return builder.load(builder.gep(pointer, [arguments[1]]))
 
     return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
+def write_number(typing: Any, value: Any, address: Any) -> Any:
+    """Write an int64 to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[0], builder.inttoptr(arguments[1], WORD.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.intp), generate
 
 
 @intrinsic

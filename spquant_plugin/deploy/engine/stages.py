@@ -15,7 +15,19 @@ from . import convolving as kernel
 from . import layout
 from .counting import BLOCK
 from .reference import whole_matmul
-from .rows import LANES, NeuronRows, WeightRows, Words, bits_for, unpack, width_for, window_rows
+from .rows import (
+    LANES,
+    WIDEST,
+    NeuronRows,
+    WeightRows,
+    Words,
+    aligned,
+    bits_for,
+    unpack,
+    width_for,
+    width_of,
+    window_rows,
+)
 from .values import Events, Value, Window, plane
 
 # A number, also on its way, is int32 at most.
@@ -113,13 +125,15 @@ class Stage:
     ) -> None:
         self.node, self.weights, self.neuron = node, weights, neuron
         words, self.tiles = width_for(node.shape[0])
-        self.width = (0,) * words
+        self.row = words  # words of one tile
         self.words = words * self.tiles
         self.full = planes_needed(-max(-low, high), max(-low, high))
         self.small = self.full
         if weights is not None:
             most = BLOCK * weights.rows.largest
             self.small = min(self.full, planes_needed(-most, most))
+        planes = weights.rows.planes if weights is not None else 0
+        self.together = max(1, min(planes, WIDEST // words))  # planes of weights counted at once
         self._table: NDArray[np.int64] | None = None
         self.rows = None
         if neuron is not None:
@@ -143,7 +157,7 @@ class Stage:
         reach = size(self.weights.window.kernel) / size(self.weights.window.stride)
         spots = value.batch * size(self.node.shape[1:])
         inputs = size(self.weights.window.kernel) * self.weights.source[0]
-        words = len(self.width)
+        words = self.row
         row = rows.planes * ROW[words] if rows.planes else words * NUMBERS_ROW
         events = self.tiles * (int(starts[-1]) * reach * row + spots * SPOT)
         dense = spots * (inputs * (rows.outputs * PRODUCT + COLUMN) + self.words * WORD)
@@ -184,7 +198,7 @@ class Stage:
         bits = state.shape[2]
         batch = steps * len(state)
         spikes = np.empty((batch, area, self.words), np.uint64)
-        past = np.empty((batch, area, bits, self.words) if history else 0, np.uint64)
+        past = aligned((batch, area, bits, self.words)) if history else NO_WORDS
         work, events, numbers = layout.FIRE, NO_EVENTS, NO_NUMBERS
         if isinstance(value, Value):
             events = value.events()
@@ -215,11 +229,11 @@ class Stage:
     ) -> None:
         samples = batch // max(1, steps)
         shape = self._shape(work, steps, samples, given[1].shape[2] if given[1].ndim > 1 else 1)
-        area = size(self.node.shape[1:])
+        area = -(-size(self.node.shape[1:]) * self.row // WIDEST)
         jobs = max(1, samples * self.tiles)
         parts = min(area, 1 if threads == 1 else -(-4 * threads // jobs))
         table = np.concatenate([shape, self._held(), _addresses(*events, *extra, *given)])
-        kernel.run_layer(self.width, table, parts)
+        kernel.run_layer(width_of(self.together * self.row), table, parts)
 
     def _held(self) -> NDArray[np.int64]:
         """Addresses of weights and tables, with the bytes of one tile."""
@@ -258,7 +272,9 @@ class Stage:
                 *inside,
                 *plane(self.node.shape),
                 self.tiles,
+                self.row,
                 weights.rows.planes if weights is not None else 0,
+                self.together,
                 self.small,
                 self.full,
                 rows.states if rows is not None else 0,
