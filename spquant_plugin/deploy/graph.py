@@ -137,6 +137,11 @@ class Affine(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Product(Node):
+    """Both of two values of 0 and 1: 1 where both are, else 0."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChannelDecision(Node):
     """Which of ``shape[0]`` channels are open, 1 or 0: ``weight @ sums >= threshold``.
 

@@ -70,9 +70,9 @@ def check_rule(rule: Rule) -> None:
             raise KernelError(f"Rule({name}={value!r}): must be one of {', '.join(choices)}.")
     for name in ("sharpness", "temperature"):
         value = getattr(rule, name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise KernelError(f"Rule({name}={value!r}): must be a finite number above 0.")
-    if not (isinstance(rule.rest, int | float) and math.isfinite(rule.rest)):
+    if not (isinstance(rule.rest, int | float) and -math.inf < rule.rest < math.inf):
         raise KernelError(f"Rule(rest={rule.rest!r}): must be a finite number.")
     _check_levels(rule)
 
@@ -93,7 +93,7 @@ def _check_levels(rule: Rule) -> None:
             f"Rule(cut_points={rule.cut_points!r}): must be {rule.highest - rule.lowest} numbers, "
             "one between each two levels, or none for half way."
         )
-    if not all(isinstance(cut, int | float) and math.isfinite(cut) for cut in rule.cut_points):
+    if not all(isinstance(cut, int | float) and abs(cut) < math.inf for cut in rule.cut_points):
         raise KernelError(f"Rule(cut_points={rule.cut_points!r}): must be finite numbers.")
     if any(a > b for a, b in zip(rule.cut_points, rule.cut_points[1:], strict=False)):
         raise KernelError(f"Rule(cut_points={rule.cut_points!r}): must ascend. Sort them.")

@@ -85,10 +85,8 @@ class _Layout:
     def __init__(self, x: Tensor, *, keeps_channels: bool) -> None:
         self.shape, self.device = x.shape[1:], x.device
         self.dtype = state_dtype(x)
-        axes = list(range(1, x.ndim))
         # A mask covers whole channels, whose pixels must then be neighbours.
-        if not keeps_channels:
-            axes.sort(key=lambda axis: -x.stride()[axis] if x.shape[axis] > 1 else 0)
+        axes = list(range(1, x.ndim)) if keeps_channels else _by_stride(x)
         self.order = axes
         self.within = [axis - 1 for axis in axes]  # the same axes without time
         self.back = sorted(range(len(axes)), key=axes.__getitem__)
@@ -134,6 +132,21 @@ class _Layout:
         """Undo the flattening, behind ``lead`` axes that stay."""
         shaped = flat.view(*flat.shape[:lead], *(self.shape[axis] for axis in self.within))
         return shaped.permute(*range(lead), *(axis + lead for axis in self.back))
+
+
+def _by_stride(x: Tensor) -> list[int]:
+    """Axes behind time, those first whose elements lie farthest apart; of equals the first.
+
+    Strides are compared in pairs: where a compiler traces them as symbols, sort() cannot.
+    """
+    steps = [step if size > 1 else 0 for step, size in zip(x.stride(), x.shape, strict=True)]
+    order: list[int] = []
+    for axis in range(1, x.ndim):
+        place = len(order)
+        while place > 0 and steps[order[place - 1]] < steps[axis]:
+            place -= 1
+        order.insert(place, axis)
+    return order
 
 
 def _is_one(gain: Tensor | float) -> bool:

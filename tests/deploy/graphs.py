@@ -184,6 +184,12 @@ class Builder:
             )
         )
 
+    def product(self, one: g.Node, other: g.Node) -> g.Node:
+        inputs = one.name, other.name
+        return self.add(
+            g.Product(name=self.name("both"), inputs=inputs, shape=one.shape, low=0, high=1)
+        )
+
     def neuron(
         self,
         source: g.Node,
@@ -270,10 +276,12 @@ def everything(seed: int = 0) -> g.Graph:
     pooled = b.pool(b.pool(both, g.MaxPool, padding=1), padding=1)
     hidden = b.neuron(b.dense(b.flatten(pooled), 12, top=3), levels=(-2, 1), remembers=True)
     last = b.dense(hidden, 4, top=127)
+    fired = b.product(joined, skip)
     return b.graph(
         g.Output(last.name, over_time="sum"),
         g.Output(joined.name, reads="membrane", unit=torch.tensor([0.25])),
         g.Output(hidden.name, over_time="mean"),
+        g.Output(fired.name),
         single=False,
     )
 

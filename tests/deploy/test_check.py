@@ -66,10 +66,10 @@ def test_every_kind_of_node_is_broken_here():
 WHOLE_GRAPH = [
     (replace(GRAPH, nodes=()), "nodes = (): must be a tuple"),
     (replace(GRAPH, nodes=list(GRAPH.nodes)), "must be a tuple"),
-    (replace(GRAPH, nodes=(*GRAPH.nodes, BASE)), "nodes[29] = 'Node': must be a kind"),
+    (replace(GRAPH, nodes=(*GRAPH.nodes, BASE)), "nodes[30] = 'Node': must be a kind"),
     (replace(GRAPH, nodes=GRAPH.nodes[1:]), "conv1 = 'Convolution': must be first if it is Input"),
     (replace(GRAPH, nodes=(*GRAPH.nodes, replace(GRAPH.input, name="two"))), "two = 'Input'"),
-    (replace(GRAPH, nodes=(*GRAPH.nodes, GRAPH["fc28"])), "nodes[29].name = 'fc28': must be used"),
+    (replace(GRAPH, nodes=(*GRAPH.nodes, GRAPH["fc28"])), "nodes[30].name = 'fc28': must be used"),
     (replace(GRAPH, nodes=(GRAPH.nodes[0], *GRAPH.nodes[2:])), "neuron2.inputs = 'conv1': must be"),
     (replace(GRAPH, takes="all"), "takes = 'all': must be one of"),
     (replace(GRAPH, repeats=0), "repeats = 0: must be a whole number from 1 to 65536"),
@@ -174,6 +174,10 @@ NODES = [
     (changed("norm15", offset=ones(8, 1)), "norm15.offset = (torch.int32, (8, 1))"),
     (changed("norm15", offset=500 * ones(8)), "norm15.low, high = (-109, 109): must be a range"),
     (changed("norm15", multiplier=2**29 * ones(8)), "norm15 = 107"),
+    (changed("both29", inputs=("neuron2",)), "both29.inputs = ('neuron2',): must be 2 names"),
+    (changed("both29", shape=(8, 72)), "both29.shape = (8, 72): must be (8, 5, 4)"),
+    (changed("both29", inputs=("neuron12", "add13")), "both29.inputs = 'add13': must be a value"),
+    (changed("both29", high=2), "both29.low, high = (0, 2): must be 0 and 1"),
     # Gates.
     (changed("gate7", reads="spikes"), "gate7.reads = 'spikes': must be membrane or value"),
     (changed("gate7", inputs=("conv3",)), "gate7.inputs = 'Convolution': must be a Neuron"),

@@ -21,6 +21,7 @@ from ..graph import (
     MaxPool,
     Neuron,
     Node,
+    Product,
     SumPool,
 )
 from .data import Constants, pack, tight
@@ -213,6 +214,11 @@ def _affine(source: Source, node: Affine) -> list[str]:
     return _sum(source, node, (node.multiplier,), offsets)
 
 
+def _product(source: Source, node: Product) -> list[str]:
+    values = f"{source.read(node)}, {source.read(node, 1)}, {source.value(node)}"
+    return [f"spq_both_row({values}, y);"]
+
+
 def _mask(source: Source, node: Mask) -> list[str]:
     values = f"{source.read(node)}, {source.read(node, 1)}, {source.value(node)}"
     return [f"spq_mask_row({values}, y);"]
@@ -315,6 +321,7 @@ WRITERS: dict[type[Node], Callable[[Source, Any], list[str]]] = {
     MaxPool: _pool,
     Affine: _affine,
     Add: _add,
+    Product: _product,
     Mask: _mask,
     Concat: _concat,
     Neuron: _neuron,

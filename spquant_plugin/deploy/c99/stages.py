@@ -23,14 +23,15 @@ from ..graph import (
     MaxPool,
     Neuron,
     Node,
+    Product,
     Reshape,
     Shape,
     SumPool,
 )
 
 # Gives rows; reads whole values and, where it is elementwise, rows.
-GIVES_ROWS = (Convolution, Dense, SumPool, MaxPool, Affine, Add, Mask, Concat)
-READS_ROWS = (Affine, Add, Mask, Concat, Neuron)
+GIVES_ROWS = (Convolution, Dense, SumPool, MaxPool, Affine, Add, Product, Mask, Concat)
+READS_ROWS = (Affine, Add, Product, Mask, Concat, Neuron)
 KNOWN = (*GIVES_ROWS, Neuron, Input, Reshape, ChannelDecision)
 AXES = 2
 

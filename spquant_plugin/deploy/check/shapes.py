@@ -22,6 +22,7 @@ from ..graph import (
     MaxPool,
     Neuron,
     Node,
+    Product,
     Reshape,
     Shape,
     SumPool,
@@ -182,6 +183,14 @@ def _affine(node: Affine, known: Known) -> None:
     whole_tensor(f"{node.name}.offset", node.offset, torch.int32, node.shape[:1])
 
 
+def _product(node: Product, known: Known) -> None:
+    for source in _read(node, known, 2):
+        _shaped(node, source.shape)
+        must(source.binary, f"{node.name}.inputs", source.name, "a value of 0 and 1")
+    span = node.low, node.high
+    must(span == (0, 1), f"{node.name}.low, high", span, "0 and 1")
+
+
 def _decision(node: ChannelDecision, known: Known) -> None:
     where, (source,) = node.name, _read(node, known)
     must(node.reads in ("membrane", "value"), f"{where}.reads", node.reads, "membrane or value")
@@ -209,6 +218,7 @@ SHAPES: dict[type[Node], Callable[[Any, Known], None]] = {
     Concat: _concat,
     Add: _add,
     Affine: _affine,
+    Product: _product,
     ChannelDecision: _decision,
     Mask: _mask,
     Neuron: check_neuron,

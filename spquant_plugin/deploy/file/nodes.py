@@ -52,6 +52,7 @@ KINDS: dict[type[g.Node], dict[str, Codec]] = {
     g.Concat: {},
     g.Add: {"factors": Many(wide)},
     g.Affine: {"multiplier": wide, "offset": wide},
+    g.Product: {},
     g.ChannelDecision: {
         "reads": text,
         "weight": small,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import DeployError
 from ..bounds import Bounds, channel_bounds
-from ..graph import WHOLE, Add, Affine, Concat, Input, Mask, Node, Reshape, size
+from ..graph import WHOLE, Add, Affine, Concat, Input, Mask, Neuron, Node, Product, Reshape, size
 from .symbol import Dyadic, Symbol
 
 # Every whole number below this is a float32, so that no sum of the trained model was rounded.
@@ -25,6 +25,8 @@ class Draft:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.currents: dict[str, Symbol] = {}  # what each neuron reads
+        self.tables: dict[str, tuple[Symbol, Neuron]] = {}  # of neurons, and what they read
+        self.calls: dict[str, int] = {}  # of each neuron in one call of the model
         self.dtype = torch.float32  # of the model
         self.lead: tuple[int, ...] = ()  # time and samples, or samples, of the whole run
         self.known: dict[tuple[Any, ...], str] = {}
@@ -139,6 +141,56 @@ class Draft:
             )
         return one.but(added=other)
 
+    def negated(self, x: Symbol) -> Symbol:
+        """The same numbers with the other sign."""
+        x = self.settled(x)
+        if x.exact:
+            return x.but(node=self._scaled(x, -1))
+        if x.added is not None or x.over_time is not None:
+            raise DeployError(
+                "a sum is subtracted, of a current and spikes or over time: must be one of its "
+                "parts. Subtract them one by one."
+            )
+        minus = torch.tensor(-1.0, dtype=torch.float64)
+        return x.but(steps=(*x.steps, ("multiply", minus)), dyadic=None)
+
+    def shifted(self, x: Symbol, sign: int, number: float) -> Symbol:
+        """Whole numbers, or these subtracted, and a constant that is one in units of theirs."""
+        unit = x.unit.clamp(max=1.0)
+        multiplier, offset = ((part / unit).expand(x.shape[0]) for part in (sign * x.unit, number))
+        if not bool((offset == offset.round()).all()) or float(offset.abs().max()) >= EXACT:
+            raise DeployError(
+                f"{number:g} is added to multiples of {float(unit.min()):g}: must be one of them, "
+                "below 2**24. Add a whole number."
+            )
+        node = Affine(
+            name="(shift)",
+            inputs=(x.node,),
+            shape=x.shape,
+            low=0,
+            high=0,
+            multiplier=multiplier.to(torch.int32).contiguous(),
+            offset=offset.to(torch.int32).contiguous(),
+        )
+        key = ("shift", x.node, tuple(multiplier.tolist()), tuple(offset.tolist()))
+        return x.but(node=self.add(key, self.fitting(node)).name, unit=unit)
+
+    def product(self, one: Symbol, other: Symbol) -> Symbol:
+        """Spikes where both have one."""
+        one, other = self.settled(one), self.settled(other)
+        nodes = self.nodes[one.node], self.nodes[other.node]
+        if not (one.exact and other.exact and all(node.binary for node in nodes)):
+            spans = " and ".join(f"from {node.low} to {node.high}" for node in nodes)
+            raise DeployError(
+                f"two values are multiplied, in whole numbers {spans}: must be spikes, 0 and 1, "
+                "without float factors. Multiply behind neurons, before any sum or pool."
+            )
+        both = Product(
+            name="(product)", inputs=(one.node, other.node), shape=one.shape, low=0, high=1
+        )
+        node = self.add(("product", one.node, other.node), both)
+        return one.but(node=node.name, unit=one.unit * other.unit)
+
     def _exact_sum(self, one: Symbol, other: Symbol) -> Symbol:
         unit = torch.minimum(one.unit, other.unit)
         factors = [self._factor(symbol.unit / unit) for symbol in (one, other)]
@@ -190,15 +242,16 @@ class Draft:
         return parts[0].but(node=self.add(("concat", *names), node).name, shape=shape, unit=unit)
 
     def _times(self, part: Symbol, unit: Tensor) -> str:
-        factor = self._factor(part.unit[:1] / unit)
-        if int(factor) == 1:
-            return part.node
+        factor = int(self._factor(part.unit[:1] / unit))
+        return part.node if factor == 1 else self._scaled(part, factor)
+
+    def _scaled(self, x: Symbol, factor: int) -> str:
         node = Add(
             name="(scale)",
-            inputs=(part.node,),
-            shape=part.shape,
+            inputs=(x.node,),
+            shape=x.shape,
             low=0,
             high=0,
-            factors=(factor,),
+            factors=(torch.tensor([factor], dtype=torch.int32),),
         )
-        return self.add(("scale", part.node, int(factor)), self.fitting(node)).name
+        return self.add(("scale", x.node, factor), self.fitting(node)).name

@@ -13,6 +13,7 @@ from ...modules.weight_quantizer import DyadicQuantizer
 from ..graph import Add, Convolution, Dense, Node
 from .draft import Draft
 from .symbol import Dyadic, Step, Symbol
+from .windows import windows
 
 INT8 = 127
 # A weight beyond int8 is split into two layers, high * SPLIT + low.
@@ -110,14 +111,13 @@ def _layer(path: str, layer: Any, whole: Tensor, x: Symbol) -> Node:
         if len(x.shape) != 1:
             raise DeployError(
                 f"it is applied to each row of {x.shape}: must read one vector per sample. Flatten "
-                "its input."
+                "its input, or use a Conv1d with a kernel of 1 over [C, L] in place of [L, C]."
             )
         return Dense(shape=(weight.shape[0],), weight=weight, **named)
     if layer.padding_mode != "zeros":
         raise DeployError(f"its padding_mode is {layer.padding_mode!r}: must be 'zeros'.")
     padding = _padding(layer)
-    sides = zip(x.shape[1:], layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
-    space = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+    space = windows(x.shape[1:], layer.kernel_size, layer.stride, padding, layer.dilation)
     return Convolution(
         shape=(weight.shape[0], *space),
         weight=weight,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...convert.hosts import require_model, reset
-from ...convert.trace import as_arguments, quiet_copy, tensors_in
-from ...errors import DeployError
+from ...convert.trace import as_arguments, cannot_run, quiet_copy, tensors_in
+from ...errors import DeployError, SampleError, SpQuantError
 from ...functional.inputs import input_range as range_of_input
 from ...modules.quantized_layer import QuantizedLayer
 from ..graph import Graph, Neuron, Node, Output
@@ -62,8 +62,10 @@ def to_integer(
         with plain_mode(), quiet_copy(model) as copy:
             takes, steps = count_steps(copy, model, x)
         multi_step = is_multi_step(model)
-        graph = _lower(model, x, takes, steps, input_range)
-        if takes == "sequence" and not multi_step and not _goes_on(model, x, graph, input_range):
+        draft = Draft()
+        graph = _lower(model, draft, x, takes, steps, input_range)
+        loops = takes == "sequence" and not multi_step
+        if loops and not _goes_on(model, draft, x, graph, input_range):
             graph = replace(graph, repeats=steps)
     finally:
         reset(model)
@@ -97,9 +99,13 @@ def _check_range(given: object) -> None:
 
 
 def _lower(
-    model: nn.Module, x: Tensor, takes: str, steps: int, input_range: tuple[int, int] | None
+    model: nn.Module,
+    draft: Draft,
+    x: Tensor,
+    takes: str,
+    steps: int,
+    input_range: tuple[int, int] | None,
 ) -> Graph:
-    draft = Draft()
     draft.dtype = precision_of(model)
     with plain_mode(), quiet_copy(model) as copy:
         found = _record(copy, draft, x, takes, steps, input_range)
@@ -107,17 +113,20 @@ def _lower(
 
 
 def _goes_on(
-    model: nn.Module, x: Tensor, graph: Graph, input_range: tuple[int, int] | None
+    model: nn.Module,
+    before: Draft,
+    x: Tensor,
+    graph: Graph,
+    input_range: tuple[int, int] | None,
 ) -> bool:
     """Whether a loop over time takes its number of steps from the input: one more is one more."""
-    longer = torch.cat([x, x[-1:]])
-    with plain_mode(), quiet_copy(model) as copy:
-        takes, steps = count_steps(copy, model, longer)
-    if (takes, steps) != ("sequence", len(longer)):
-        return False
+    draft, longer = Draft(), torch.cat([x, x[-1:]])
+    draft.tables = before.tables
     try:
-        again = _lower(model, longer, takes, steps, input_range)
-    except DeployError:
+        again = _lower(model, draft, longer, "sequence", len(longer), input_range)
+    except (DeployError, SampleError):  # it cannot run on more steps, or leaves them out
+        return False
+    if set(draft.calls.values()) != {len(longer)}:
         return False
     times = [[output.over_time for output in found.outputs] for found in (graph, again)]
     names = [[node.name for node in found.nodes] for found in (graph, again)]
@@ -156,11 +165,13 @@ def _record(
     quantizer, low, high = _input(copy, x, input_range)
     node = draft.input(tuple(x.shape[lead:]), low, high, quantizer)
     recorder = Recorder(copy, draft, steps)
-    recorder.steps_by_call = takes == "static" or (takes == "sequence" and not is_multi_step(copy))
+    recorder.steps_by_call = takes != "step" and not is_multi_step(copy)
     recorder.watch()
-    draft.lead = tuple(x.shape[:lead])
-    symbol = Symbol(node.name, node.shape, draft.lead, analogue=quantizer is not None)
+    given, once = tuple(x.shape[:lead]), takes == "static"
+    draft.lead = (steps, *given) if once else given
+    symbol = Symbol(node.name, node.shape, given, once=once, analogue=quantizer is not None)
     found = _call(copy, recorder, x, symbol)
+    draft.calls = dict(recorder.calls)
     if takes == "step":  # what a model remembers by itself shows in its next call
         again = _call(copy, recorder, x, symbol)
         if len(again) != len(found) or not all(map(Symbol.same, found, again)):
@@ -174,8 +185,13 @@ def _record(
 def _call(copy: nn.Module, recorder: Recorder, x: Tensor, symbol: Symbol) -> list[Symbol]:
     x = x.clone()
     recorder.mark(x, symbol)
-    with recorder:
-        result = copy(x)
+    try:
+        with recorder:
+            result = copy(x)
+    except SpQuantError:
+        raise
+    except Exception as error:
+        raise cannot_run(copy, x, error) from error
     recorder.single = isinstance(result, Tensor)
     parts = [result] if isinstance(result, Tensor) else result
     if not isinstance(parts, tuple | list) or not all(isinstance(part, Tensor) for part in parts):
@@ -273,6 +289,8 @@ def _output(draft: Draft, x: Symbol, takes: str, steps: int) -> Output:
         if x.time != steps - 1:
             raise DeployError("the model returns a sum over some of the steps: must take all.")
         over_time = "running sum"
+    elif x.once:
+        over_time = "last"  # the same at every step
     elif x.time is not None:
         if x.time != steps - 1:
             raise DeployError(

@@ -28,7 +28,7 @@ def lower_neuron(draft: Draft, path: str, neuron: Any, x: Symbol) -> Symbol:
         )
     key = ("neuron", path)
     known = draft.known.get(key)
-    node = draft.nodes[known] if known else draft.add(key, _node(draft, path, neuron, x))
+    node = draft.nodes[known] if known else draft.add(key, _tabulated(draft, path, neuron, x))
     unit = torch.ones(1, dtype=torch.float64)
     spikes = Symbol(node.name, x.shape, x.lead, unit, time=x.time)
     if neuron.spike_size == 1:
@@ -66,6 +66,15 @@ def _check(neuron: Any, x: Symbol) -> None:
         )
     if x.over_time is not None or x.reads != "value":
         raise DeployError("it reads a sum over time or a membrane: must read a layer's current.")
+
+
+def _tabulated(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
+    """The node, which a second look at the same model does not tabulate anew."""
+    read, node = draft.tables.get(path, (None, None))
+    if read is None or node is None or not read.same(x, but_time=True):
+        node = _node(draft, path, neuron, x)
+        draft.tables[path] = x, node
+    return node
 
 
 def _node(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:

@@ -11,6 +11,7 @@ from ..graph import MaxPool, SumPool, size
 from .calls import Call, Refused, handles, symbol_of
 from .draft import Draft
 from .symbol import Symbol, is_power_of_two
+from .windows import windows
 
 aten = torch.ops.aten
 
@@ -29,8 +30,7 @@ def sum_pool(
             "an average pool stands before a neuron and averages float currents: must average "
             "spikes. Put it behind the neuron."
         )
-    sides = zip(x.shape[1:], kernel, stride, padding, strict=True)
-    shape = (x.shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sides))
+    shape = (x.shape[0], *windows(x.shape[1:], kernel, stride, padding))
     node = SumPool(
         name="(pool)",
         inputs=(x.node,),
@@ -77,8 +77,9 @@ def _average_pool(call: Call) -> Symbol:
     divisor = call.arg(6) or size(kernel)
     if any(padding) and not call.arg(5, True):
         raise DeployError(
-            "an average pool with count_include_pad=False divides by another number at the edge: "
-            "must divide by the same one. Use count_include_pad=True or no padding."
+            f"an average pool with padding={padding} and count_include_pad=False divides by "
+            "another number at the edge: must divide by the same one. Use count_include_pad=True "
+            "or no padding."
         )
     pooled = averaged(sum_pool(call.draft, x, kernel, stride, padding), divisor)
     return _checked(call, pooled)
@@ -127,8 +128,7 @@ def _max_pool(call: Call) -> Any:
     )
     key = ("max pool", x.node, kernel, stride, padding, dilation)
     pooled = x.but(node=call.draft.add(key, node).name, shape=shape)
-    sides = zip(x.shape[1:], kernel, stride, padding, dilation, strict=True)
-    if shape[1:] != tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides):
+    if shape[1:] != windows(x.shape[1:], kernel, stride, padding, dilation):
         raise DeployError(_CEILED)
     return [pooled, Refused("the places of a max pool are used: must be its values.")]
 

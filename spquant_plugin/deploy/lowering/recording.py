@@ -23,7 +23,7 @@ from ...convert.pairing import is_neuron, is_synapse
 from ...convert.trace import _written, tensors_in, untraced
 from ...errors import DeployError
 from ...modules.gates import ChannelGate
-from . import functions, pools  # noqa: F401 (they register their handlers)
+from . import arithmetic, functions, pools  # noqa: F401 (they register their handlers)
 from .calls import HANDLERS, Call, Refused
 from .draft import Draft
 from .gates import lower_gate
@@ -284,13 +284,18 @@ class Recorder(TorchDispatchMode):
     def _neuron(self, path: str, neuron: Any, args: list[Any], output: Any) -> None:
         x, call = self._read(args[0]), self.calls.get(path, 0)
         self.calls[path] = call + 1
+        if x.once and not self.steps_by_call:
+            raise DeployError(
+                "it reads one input as if that were a sequence: must read [T, N, ...]. Repeat the "
+                "input in front of it, as for the other neurons."
+            )
         if self.steps_by_call:
             if x.time not in (None, call):
                 raise DeployError(
                     f"its call {call + 1} reads step {x.time + 1}: must be called once for each "
                     "step, in their order."
                 )
-            x = x.but(time=call)
+            x = x.but(time=call, once=False)
         for state in args[1:]:
             self._check_state(path, state, call)
         self._check_untouched(path, neuron)

@@ -32,7 +32,8 @@ class Symbol:
     real numbers are the whole ones times ``unit`` (powers of two; one, or one per channel),
     exactly; then come ``steps``, float arithmetic on each channel, the ``gate`` that closes
     channels, and ``added``, another exact symbol. ``time`` is the step that this is of; None stands
-    for all that there are. ``reads`` is "membrane" for a neuron's stored levels.
+    for all that there are. ``reads`` is "membrane" for a neuron's stored levels. ``once`` marks
+    what comes of a single input before the steps begin, so that it is the same at each of them.
     """
 
     node: str
@@ -46,6 +47,7 @@ class Symbol:
     reads: str = "value"
     over_time: str | None = None
     dyadic: Dyadic | None = None  # what all its steps are, in whole numbers
+    once: bool = False
     analogue: bool = False  # the raw input, which the layers that read it quantise
 
     @property

@@ -115,8 +115,10 @@ def tabulate(probe: Probe, least: Tensor, most: Tensor, gated: bool) -> Table:
     channels, states, numbers = probe.shape
     if probe.levels > LEVELS:
         raise DeployError(
-            f"its membrane has {probe.levels} levels: an integer network takes at most {LEVELS}. "
-            "Use UniformMembrane(bits=4) or fewer."
+            f"its membrane has {probe.levels} levels: an integer network takes at most {LEVELS}, "
+            "whatever the norm, since decay and unit stay float and a table of comparisons takes "
+            f"their place: one for each pair of levels, here about {4 * probe.levels**2:,} bytes "
+            "for each channel. Use UniformMembrane(bits=4) or fewer."
         )
     sign = _direction(probe, least, most)
     ends = torch.stack([sign * least, sign * most]).sort(0).values

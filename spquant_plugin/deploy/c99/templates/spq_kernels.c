@@ -417,6 +417,19 @@ void spq_sum_row(const spq_sum *sum, int32_t y)
     }
 }
 
+/* Spikes where both values have one. */
+void spq_both_row(const spq_value *one, const spq_value *other, const spq_value *output, int32_t y)
+{
+    int32_t channel, x;
+    for (channel = 0; channel < output->channels; channel++) {
+        for (x = 0; x < output->columns; x++) {
+            int32_t first = spq_get(one, at(one, channel, y, x));
+            int32_t second = spq_get(other, at(other, channel, y, x));
+            spq_put(output, at(output, channel, y, x), first & second);
+        }
+    }
+}
+
 void spq_mask_row(const spq_value *input, const spq_value *gate, const spq_value *output, int32_t y)
 {
     int32_t channel, x;

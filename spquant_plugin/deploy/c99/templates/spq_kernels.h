@@ -116,6 +116,7 @@ void spq_list_open(const spq_convolution *layer);
 void spq_convolve_row(const spq_convolution *layer, int32_t y);
 void spq_pool_row(const spq_pool *pool, int32_t y);
 void spq_sum_row(const spq_sum *sum, int32_t y);
+void spq_both_row(const spq_value *one, const spq_value *other, const spq_value *output, int32_t y);
 void spq_mask_row(const spq_value *input, const spq_value *gate, const spq_value *output, int32_t y);
 void spq_copy_row(const spq_value *input, const spq_value *output, int32_t channel, int32_t y);
 void spq_fire_row(const spq_neuron *neuron, int32_t y);
