@@ -69,6 +69,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "download_all_examples": False,
     "write_computation_times": False,
+    "parallel": 2,  # examples at a time, each in a process of its own
 }
 
 # The doctest builder checks the pages' own code; the gallery's was run by the html builder.

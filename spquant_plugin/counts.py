@@ -116,7 +116,10 @@ class GateCount(Count):
 
 @dataclass
 class JoinCount(Count):
-    """A pool, a normalisation or a sum of branches: ``kind`` is ``pool``, ``norm`` or ``add``."""
+    """A pool, a normalisation, or a sum of branches: ``kind`` is ``pool``, ``norm`` or ``add``.
+
+    A product of spikes counts as ``add``: one addition, and no multiplication, for each.
+    """
 
     summed = ("dense", "additions", "multiplications")
 
@@ -143,7 +146,6 @@ class Counts:
     weight_bytes: float | None = None
     state_bytes: float | None = None
     rest_bytes: float = 0.0
-    notes: tuple[str, ...] = ()
 
     def add(self, other: Counts) -> None:
         """Take in another batch."""

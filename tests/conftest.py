@@ -31,6 +31,17 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """Nothing leaves torch with another number of threads, which all tests after it would have.
+
+    Processes of one run would wait for each other's threads, ten times as long as they compute.
+    """
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture
 def float64():
     """Modules are built in double precision, so that constants are exact to its last digit."""

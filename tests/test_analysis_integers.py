@@ -519,8 +519,6 @@ def test_an_engine_that_tells_its_weights_as_a_whole_has_a_row_for_them():
     # States of no layer: 50 bytes, and a byte for each of two samples.
     assert held.other_bytes == held["(engine)"].other_bytes == 52 / 2
     assert (held["2"].spike_bytes, held["2"].note) == (0, "its engine tells no bytes of spikes")
-    own = sum(node.weight.nbytes for node in net.graph.layers)
-    assert f"the graph itself keeps {own:,} bytes of int8, which files are made from" in held.notes
     assert "'packed'" in held.table()
 
 

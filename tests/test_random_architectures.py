@@ -13,6 +13,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import spquant_plugin as spq
+from spquant_plugin.kernels import use
 from spquant_plugin.modules.neuron import QuantizedNeuron
 from spquant_plugin.modules.quantized_layer import QuantizedLayer
 
@@ -192,6 +193,14 @@ def check_stored(node: QuantizedNeuron) -> None:
 @settings(max_examples=130, deadline=None, derandomize=True)
 @given(jelly_networks(), configs)
 def test_spikingjelly(network, config):
+    """Eager: nearly each has a rule of its own, and building one takes longer than all of this."""
+    with use("eager"):
+        check(*network, config)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(jelly_networks(), configs)
+def test_spikingjelly_with_what_is_compiled(network, config):
     check(*network, config)
 
 

@@ -32,7 +32,7 @@ def integer_memory(counts: Counts, mode: str) -> MemoryReport:
     notes = [WHOLE_NUMBERS]
     if measured:
         rows += _undivided(counts)
-        notes += [f"bytes as the engine {counts.engine!r} holds them", *counts.notes]
+        notes += [f"bytes as the engine {counts.engine!r} holds them"]
     return MemoryReport(mode, tuple(rows), tuple(notes))
 
 

@@ -16,6 +16,7 @@ from .counting import count
 from .engine.choice import make_engine
 from .engine.record import Engine
 from .graph import Graph, Output
+from .kept import WeakGraph, narrow
 from .readout import real
 
 
@@ -44,20 +45,38 @@ class IntegerNetwork:
     """
 
     def __init__(self, graph: Graph, sample: Tensor, engine: str = "auto") -> None:
-        self.graph = graph
         self.sample = sample
         self.engine: Engine = make_engine(graph, engine)
+        self._graph = WeakGraph()
         self._state: Any = None
         self._batch = 0
+
+    @property
+    def sample(self) -> Tensor:
+        """What files and exports are checked on: whole numbers ``[T, N, *shape]``, int32."""
+        return self._sample.to(torch.int32)
+
+    @sample.setter
+    def sample(self, whole: Tensor) -> None:
+        self._sample = narrow(whole)
+
+    @property
+    def graph(self) -> Graph:
+        """The network as data.
+
+        Weights that the engine holds packed are unpacked for whoever asks, and let go with them.
+        """
+        return self._graph.get() or self._graph.set(self.engine.whole_graph())
 
     def use(self, engine: str, **options: Any) -> IntegerNetwork:
         """Run on another engine from now on; a stream starts anew."""
         self.engine = make_engine(self.whole_graph(), engine, **options)
+        self._graph = WeakGraph()
         self.reset()
         return self
 
     def strip(self) -> IntegerNetwork:
-        """Keep only what running takes: the graph lets go of weights that the engine holds packed.
+        """Keep only what running takes: let go of the sample and of the neurons' tables.
 
         Afterwards the network runs and streams, and can no longer be stored, exported, reported or
         given to another engine; load its file again for that.
@@ -69,12 +88,12 @@ class IntegerNetwork:
                 'Use net.use("numba", memory="small") first.'
             )
         strip()
-        self.graph = self.engine.graph
+        self._graph, self.sample = WeakGraph(), self.sample[:0]
         return self
 
     def whole_graph(self) -> Graph:
         """The graph with all its numbers."""
-        if any(layer.weight.is_meta for layer in self.graph.layers):
+        if any(neuron.breaks.is_meta for neuron in self.engine.graph.neurons):
             raise DeployError(
                 "this network was stripped of what running does not take: storing, exporting, "
                 "reports and other engines need all of it. Load its file again."
@@ -84,8 +103,9 @@ class IntegerNetwork:
     @property
     def held_bytes(self) -> int:
         """Bytes that the network holds: what its engine made, its graph and sample, its states."""
-        tensors = [value for node in self.graph.nodes for value in _tensors(vars(node).values())]
-        whole = [tensor for tensor in (*tensors, self.sample) if not tensor.is_meta]
+        nodes = self.engine.graph.nodes
+        tensors = [value for node in nodes for value in _tensors(vars(node).values())]
+        whole = [tensor for tensor in (*tensors, self._sample) if not tensor.is_meta]
         own = sum(tensor.numel() * tensor.element_size() for tensor in whole)
         return own + getattr(self.engine, "packed_bytes", 0) + self.state_bytes
 
@@ -94,21 +114,21 @@ class IntegerNetwork:
     def __call__(self, x: Tensor) -> Any:
         """What the model returns for ``x``, from rest."""
         outputs = self.run(x).outputs
-        return outputs[0] if self.graph.single else outputs
+        return outputs[0] if self.engine.graph.single else outputs
 
     def run(self, x: Tensor, record: bool = False) -> Run:
         """All outputs, and with ``record`` every spike and every stored membrane."""
         whole = self.integers(x)
-        wanted: set[Any] = {_key(output) for output in self.graph.outputs}
+        wanted: set[Any] = {_key(output) for output in self.engine.graph.outputs}
         if record:
-            for neuron in self.graph.neurons:
+            for neuron in self.engine.graph.neurons:
                 wanted |= {neuron.name, (neuron.name, "membrane")}
-        wanted |= {output.gate for output in self.graph.outputs if output.gate}
+        wanted |= {output.gate for output in self.engine.graph.outputs if output.gate}
         found = self.engine.run(whole, self.engine.rest(whole.shape[1]), wanted).values
-        names = [neuron.name for neuron in self.graph.neurons] if record else []
+        names = [neuron.name for neuron in self.engine.graph.neurons] if record else []
         return Run(
-            tuple(self._read_out(output, found) for output in self.graph.outputs),
-            tuple(found[_key(output)] for output in self.graph.outputs),
+            tuple(self._read_out(output, found) for output in self.engine.graph.outputs),
+            tuple(found[_key(output)] for output in self.engine.graph.outputs),
             {name: found[name] for name in names},
             {name: found[name, "membrane"] for name in names},
         )
@@ -133,11 +153,11 @@ class IntegerNetwork:
                 f"step: received {batch} samples, and the states are those of {self._batch}: must "
                 "stay the same until reset()."
             )
-        wanted = {_key(output) for output in self.graph.outputs}
-        wanted |= {output.gate for output in self.graph.outputs if output.gate}
+        wanted = {_key(output) for output in self.engine.graph.outputs}
+        wanted |= {output.gate for output in self.engine.graph.outputs if output.gate}
         found = self.engine.run(whole, self._state, wanted).values
-        parts = tuple(_reals(output, found)[0] for output in self.graph.outputs)
-        return parts[0] if self.graph.single else parts
+        parts = tuple(_reals(output, found)[0] for output in self.engine.graph.outputs)
+        return parts[0] if self.engine.graph.single else parts
 
     @property
     def state_bytes(self) -> int:
@@ -148,10 +168,10 @@ class IntegerNetwork:
 
     def integers(self, x: Tensor) -> Tensor:
         """The input as whole numbers ``[T, N, *shape]``, refused where it is none."""
-        if self.graph.takes == "static":
+        if self.engine.graph.takes == "static":
             whole = self._whole(x, self._shape(x, lead=1))
-            return whole.unsqueeze(0).expand(self.graph.repeats, *whole.shape).contiguous()
-        shape, steps = self._shape(x, lead=2), self.graph.repeats
+            return whole.unsqueeze(0).expand(self.engine.graph.repeats, *whole.shape).contiguous()
+        shape, steps = self._shape(x, lead=2), self.engine.graph.repeats
         if steps > 1 and len(x) != steps:
             raise DeployError(
                 f"x has {len(x)} steps: must have {steps}, the number that is written into the "
@@ -160,7 +180,7 @@ class IntegerNetwork:
         return self._whole(x, shape)
 
     def _shape(self, x: object, lead: int) -> tuple[int, ...]:
-        want = self.graph.input.shape
+        want = self.engine.graph.input.shape
         words = "[T, N" if lead == 2 else "[N"
         if not isinstance(x, Tensor) or x.is_sparse or x.is_complex():
             raise DeployError(f"x = {_kind(x)}: must be a tensor {words}, ...], dense and real.")
@@ -173,7 +193,7 @@ class IntegerNetwork:
         return want
 
     def _whole(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        node = self.graph.input
+        node = self.engine.graph.input
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise DeployError("x holds NaN or infinite values: must be finite. Clean the data.")
         if node.quantizer is not None and x.is_floating_point():
@@ -217,12 +237,12 @@ class IntegerNetwork:
     # For people.
 
     def __repr__(self) -> str:
-        neurons = sum(torch.Size(neuron.shape).numel() for neuron in self.graph.neurons)
-        weights = sum(layer.weight.numel() for layer in self.graph.layers)
-        name = f"of {self.graph.model}: " if self.graph.model else ""
+        neurons = sum(torch.Size(neuron.shape).numel() for neuron in self.engine.graph.neurons)
+        weights = sum(layer.weight.numel() for layer in self.engine.graph.layers)
+        name = f"of {self.engine.graph.model}: " if self.engine.graph.model else ""
         return (
-            f"IntegerNetwork({name}{len(self.graph.layers)} weight layers with {weights:,} "
-            f"weights, {len(self.graph.neurons)} neuron layers with {neurons:,} neurons, "
+            f"IntegerNetwork({name}{len(self.engine.graph.layers)} weight layers with {weights:,} "
+            f"weights, {len(self.engine.graph.neurons)} neuron layers with {neurons:,} neurons, "
             f"engine={self.engine.name!r})"
         )
 

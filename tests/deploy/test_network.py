@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import snntorch as snn
@@ -49,11 +50,17 @@ def read(name: str) -> tuple[nn.Module, spq.IntegerNetwork, Tensor]:
     return model, lower(model, x), x
 
 
-@pytest.fixture
-def net():
+@pytest.fixture(scope="module")
+def lowered():
+    """Lowered once: a graph is frozen, and states belong to the network around it."""
+    torch.manual_seed(0)
     x = events(4, 5, 2, 8, 8)
-    model = converted(small(v_reset=None), quant(4), x)
-    return lower(model, x)
+    return lower(converted(small(v_reset=None), quant(4), x), x)
+
+
+@pytest.fixture
+def net(lowered):
+    return spq.IntegerNetwork(lowered.graph, lowered.sample, "torch")
 
 
 # --- what it returns ----------------------------------------------------------------------------
@@ -115,19 +122,22 @@ def averaged(parts):
     return one_by_one(parts) / len(parts)
 
 
+def stacked_sum(parts):
+    return torch.stack(parts).sum(0)
+
+
+def stacked_mean(parts):
+    return torch.stack(parts).mean(0)
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("how", "steps"),
     [
-        one_by_one,
-        other_way_round,
-        in_place,
-        averaged,
-        sum,
-        lambda parts: torch.stack(parts).sum(0),
-        lambda parts: torch.stack(parts).mean(0),
+        # One after the other is the same for any number; at once torch sums many in groups.
+        *itertools.product((one_by_one, other_way_round, in_place, averaged, sum), (7, 24)),
+        *itertools.product((stacked_sum, stacked_mean), (7, 64)),
     ],
 )
-@pytest.mark.parametrize("steps", [7, 64])
 def test_float_sums_over_time_are_rounded_as_in_the_model(how, steps):
     x = events(steps, 50, 6)
     model = converted(Sums(how), quant(4), x)

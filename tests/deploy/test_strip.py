@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import spquant_plugin as spq
+from spquant_plugin.deploy.graph import ChannelDecision
 from spquant_plugin.errors import DeployError
 
 from . import graphs
@@ -37,6 +40,30 @@ def test_a_stripped_network_gives_the_same(make):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("make", [graphs.chain, graphs.everything, graphs.line])
+def test_weights_are_held_once_and_the_graph_is_made_anew(make):
+    graph = make(2)
+    net = network(graph, "numba")
+    held = [layer.weight for layer in net.engine.graph.layers]
+    assert any(weight.is_meta for weight in held)
+    for layer, other in zip(graph.layers, net.graph.layers, strict=True):
+        assert layer.weight.dtype == other.weight.dtype
+        assert torch.equal(layer.weight, other.weight)
+    decisions = [node for node in graph.nodes if isinstance(node, ChannelDecision)]
+    for node in decisions:
+        assert torch.equal(net.graph[node.name].weight, node.weight)
+    mine = net.graph
+    assert net.graph is mine  # as long as somebody holds it
+
+
+def test_a_copy_of_a_network_gives_the_same():
+    net = network(graphs.chain(2), "numba")
+    mine = net.graph
+    other = copy.deepcopy(net)
+    assert other.graph is not mine
+    assert torch.equal(net(net.sample), other(net.sample))
+
+
 def test_a_stripped_network_streams(stripped):
     x = graphs.random_input(stripped.graph, 3, 1)
     assert torch.equal(torch.stack([stripped.step(step) for step in x]), stripped(x))
@@ -45,7 +72,8 @@ def test_a_stripped_network_streams(stripped):
 def test_held_bytes_are_the_tensors_of_graph_and_sample_without_an_engine_of_its_own():
     net = network(graphs.chain(1))
     parts = [value for node in net.graph.nodes for value in vars(node).values()]
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)] + [net.sample]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    tensors.append(net.sample.to(torch.uint8))
     assert net.held_bytes == sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -117,7 +117,7 @@ def test_outputs_are_compared_too():
     model = converted(Loop(functools.partial(snn.Leaky, beta=0.9), "mean"), quant(4), x)
     net = lower(model, x)
     output = replace(net.graph.outputs[0], over_time="sum")
-    net.graph = replace(net.graph, outputs=(output,))
+    net = spq.IntegerNetwork(replace(net.graph, outputs=(output,)), net.sample, "torch")
     result = spq.verify(net, model, x)
     assert all(check.exact for check in result.layers)
     assert result.first.path == "(output 1)"

@@ -181,6 +181,14 @@ def some(names: tuple[str, ...], config: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", pairs, indirect=True)
 
 
+def shallow(net: nn.Module) -> nn.Module:
+    """Without blocks like others, for what takes long: one a stage, and the whole last stage."""
+    for name in ("layer1", "layer2", "layer3"):
+        if isinstance(stage := getattr(net, name, None), nn.Sequential):
+            setattr(net, name, stage[:1])
+    return net
+
+
 def neurons(net: nn.Module) -> dict[str, QuantizedNeuron]:
     return {path: m for path, m in net.named_modules() if isinstance(m, QuantizedNeuron)}
 
@@ -366,8 +374,8 @@ def test_a_state_dict_goes_into_a_second_conversion(case):
 
 @some(tuple(MODELS), "2 bits")
 def test_inference_compiles_without_a_graph_break(case):
-    net = case.fresh().eval()
-    want, stored = run(case.fresh(), case.x)
+    net = shallow(case.fresh()).eval()
+    want, stored = run(copy.deepcopy(net), case.x)
     torch._dynamo.reset()
     with torch.no_grad():
         out = torch.compile(net, backend="eager", fullgraph=True)(case.x)

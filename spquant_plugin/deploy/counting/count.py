@@ -26,6 +26,7 @@ from ..graph import (
     Graph,
     Neuron,
     Node,
+    Product,
     SumPool,
     size,
 )
@@ -98,17 +99,13 @@ class _Counter:
                     yield self._mask(node)
             elif isinstance(node, ChannelDecision):
                 yield self._gate(node)
-            elif isinstance(node, SumPool | Affine | Add):
+            elif isinstance(node, SumPool | Affine | Add | Product):
                 yield from self._join(node)
 
     def whole(self, parts: dict[tuple[type, str], Count]) -> Counts:
         """All of it, with what belongs to no part."""
         state = self.values.state
         named = sum(state[neuron.name].nbytes for neuron in self.graph.neurons)
-        notes: tuple[str, ...] = ()
-        if self.whole_weights is not None:
-            own = sum(layer.weight.nbytes for layer in self.graph.layers)
-            notes = (f"the graph itself keeps {own:,} bytes of int8, which files are made from",)
         return Counts(
             engine=str(getattr(self.engine, "name", type(self.engine).__name__)),
             samples=self.batch,
@@ -117,7 +114,6 @@ class _Counter:
             parts=parts,
             weight_bytes=self.whole_weights,
             rest_bytes=self.engine.held_bytes(state) - named,
-            notes=notes,
         )
 
     # Layers.
@@ -290,14 +286,18 @@ class _Counter:
             ones = self.values[node.inputs[0]].flatten(0, 1).ne(0)
             dense = pairs.dense() * rows
             yield JoinCount(node.name, node.kind, "pool", 0, dense, pairs.all(ones))
+        elif isinstance(node, Product):
+            yield JoinCount(node.name, node.kind, "add", 0, elements, elements)
         elif isinstance(node, Affine):
             tables = node.multiplier.nbytes + node.offset.nbytes
-            yield JoinCount(node.name, node.kind, "norm", tables, elements, 0, elements)
+            signs = bool((node.multiplier.abs() == 1).all())
+            work = (elements, 0) if signs else (0, elements)
+            yield JoinCount(node.name, node.kind, "norm", tables, elements, *work)
         elif any(self.path(self.graph[name]) == self.path(node) for name in node.inputs):
             return  # the two parts of a layer
         else:
             tables = sum(factor.nbytes for factor in node.factors)
-            products = sum(bool((factor != 1).any()) for factor in node.factors)
+            products = sum(bool((factor.abs() != 1).any()) for factor in node.factors)
             sums = max(len(node.inputs) - 1 - products, 0)
             dense = elements * (sums + products)
             yield JoinCount(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..graph import ChannelDecision, Node, size
+from ..graph import ChannelDecision, Node, Shape, size
 from .deciding import decide
 from .rows import LANES, WIDEST, Words
 
@@ -37,6 +39,10 @@ class Decision:
     @property
     def nbytes(self) -> int:
         return self.weights.nbytes + self.thresholds.nbytes
+
+    def restored(self, shape: Shape) -> Tensor:
+        """The decision's own weights, int8 in this shape."""
+        return torch.from_numpy(self.weights[:, : shape[0]].T.copy())
 
     def open(self, levels: Words, first: int, lowest: int) -> Words:
         """Open channels ``[B, words]`` by levels ``[B, places, bits, words]``.

@@ -11,6 +11,7 @@ from .layout import (
     BITS,
     BREAKS,
     FLIPS,
+    LEVEL_BITS,
     NUMBER_BITS,
     NUMBERS,
     ROW,
@@ -30,6 +31,8 @@ from .simd import (
     store,
     without,
 )
+
+IN_REGISTERS = 5  # planes of what a neuron becomes
 
 
 @inner
@@ -51,8 +54,23 @@ def _among(index, bits, planes, here):
 
 
 @inner
+def _flip(bits, planes, reached):
+    """Change the planes of these bits where breaks are reached."""
+    while bits:
+        if bits & 1:
+            store(differ(load(WIDE, planes), reached), planes)
+        planes += APART
+        bits >>= 1
+
+
+@inner
 def fire(table, sums, planes, breaks, states, numbers):
-    """Spikes; the states are moved on. All are addresses of planes."""
+    """Spikes; the states are moved on. All are addresses of planes.
+
+    What a neuron stores takes as many planes as its state has bits. Planes of its potential's level
+    lie behind them, where a mask ranks by it. Registers hold the first of all those.
+    """
+    bits = number(table, BITS) + number(table, LEVEL_BITS)
     top = sums + (planes - 1) * APART
     full = everything(WIDE)
     store(differ(load(WIDE, top), full), top)
@@ -63,6 +81,9 @@ def fire(table, sums, planes, breaks, states, numbers):
     n2 = full if start & 8 else nothing(WIDE)
     n3 = full if start & 16 else nothing(WIDE)
     n4 = full if start & 32 else nothing(WIDE)
+    for bit in range(IN_REGISTERS, bits):
+        plane = full if start >> (1 + bit) & 1 else nothing(WIDE)
+        store(plane, states + bit * APART)
     for case in range(number(table, STATES) * number(table, NUMBERS)):
         here = _among(case // number(table, NUMBERS), number(table, BITS), states, full)
         if number(table, NUMBERS) > 1:
@@ -84,14 +105,16 @@ def fire(table, sums, planes, breaks, states, numbers):
                     n3 = differ(n3, reached)
                 if flip & 32:
                     n4 = differ(n4, reached)
+                if flip >= 2 << IN_REGISTERS:
+                    _flip(flip >> (1 + IN_REGISTERS), states + IN_REGISTERS * APART, reached)
     store(n0, states)
-    if number(table, BITS) > 1:
+    if bits > 1:
         store(n1, states + APART)
-    if number(table, BITS) > 2:
+    if bits > 2:
         store(n2, states + 2 * APART)
-    if number(table, BITS) > 3:
+    if bits > 3:
         store(n3, states + 3 * APART)
-    if number(table, BITS) > 4:
+    if bits > 4:
         store(n4, states + 4 * APART)
     return spikes
 
@@ -100,16 +123,17 @@ def fire(table, sums, planes, breaks, states, numbers):
 def close(table, spikes, opened, closed, before, states, numbers):
     """What closed channels do instead: their spikes; their states are put in place.
 
-    ``closed`` holds for each state and number a row of spikes and the planes of the next state.
+    ``closed`` holds for each state and number a row of spikes, the planes of the next state, and
+    those of the potential's level.
     """
-    bits = number(table, BITS)
+    bits = number(table, BITS) + number(table, LEVEL_BITS)
     spikes = both(spikes, opened)
     shut = without(everything(WIDE), opened)
     for bit in range(bits):
         at = states + bit * APART
         store(both(load(WIDE, at), opened), at)
     for case in range(number(table, STATES) * number(table, NUMBERS)):
-        here = _among(case // number(table, NUMBERS), bits, before, shut)
+        here = _among(case // number(table, NUMBERS), number(table, BITS), before, shut)
         if number(table, NUMBERS) > 1:
             here = _among(case % number(table, NUMBERS), number(table, NUMBER_BITS), numbers, here)
         spikes = either(spikes, both(here, load(WIDE, closed)))

@@ -109,10 +109,11 @@ def _add_numbers(words, places, filled, base, numbers):
 
 @inner
 def read_sums(words, planes, sums, source):
-    """Sums that are there as numbers, int32, to planes."""
+    """Sums that are there as numbers, int32, to planes; some behind the last are written too."""
     for word in range(words):
-        for plane in range(planes):
-            collect(source + word * LANES * 4, plane, sums + plane * APART + 8 * word)
+        for plane in range(0, planes, 8):
+            at = sums + plane * APART + 8 * word
+            collect(source + word * LANES * 4, plane, at, APART)
 
 
 @inner
@@ -139,8 +140,9 @@ def gather(width, table, tile, begin, parts, count, places, planes, sums, scratc
             end, shift = number(starts, number(at, 1)), number(at, 2)
             part += 1
         stop = min(end, i + BLOCK - filled)
-        for k in range(0, stop - i, CODES):
+        for k in range(0, stop - i, 2 * CODES):
             move_codes(codes + 4 * (i + k), places + 4 * (filled + k), shift, row)
+            move_codes(codes + 4 * (i + k + CODES), places + 4 * (filled + k + CODES), shift, row)
         filled += stop - i
         i = stop
         ended = i == end and part == count

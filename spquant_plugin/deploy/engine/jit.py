@@ -17,7 +17,7 @@ def inner(function: Callable[..., Any]) -> Any:
     """A part of a kernel: compiled into whatever calls it."""
     import numba
 
-    return numba.njit(nogil=True)(function)
+    return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -27,9 +27,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     usual = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = str(_folder()) or usual
-        return numba.njit(nogil=True, parallel=True, cache=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", parallel=True, cache=True)(function)
     except (NoCompiler, RuntimeError):  # nowhere to keep it: compile in each process
-        return numba.njit(nogil=True, parallel=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", parallel=True)(function)
     finally:
         numba.config.CACHE_DIR = usual
 
@@ -43,9 +43,16 @@ def _folder() -> Path:
 
 
 def use_threads(count: int) -> int:
-    """Let kernels use so many threads, as far as numba has them; returns how many."""
-    import numba
+    """Let kernels use so many threads, as far as numba has them; returns how many.
 
+    Both share one OpenMP, and numba's first call there raises torch's number: it is put back.
+    """
+    import numba
+    import torch
+
+    before = torch.get_num_threads()
     threads = max(1, min(count, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(threads)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
     return int(threads)

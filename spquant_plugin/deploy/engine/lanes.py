@@ -125,18 +125,22 @@ def spread(typing: Any, plane: Any, step: Any, value: Any, target: Any) -> Any:
 
 
 @intrinsic
-def collect(typing: Any, source: Any, plane: Any, target: Any) -> Any:
-    """Write bit ``plane`` of each of 64 int32 as a word."""
-    numbers = ir.VectorType(ir.IntType(32), LANES)
+def collect(typing: Any, source: Any, plane: Any, target: Any, gap: Any) -> Any:
+    """Write bits ``plane`` to ``plane + 7`` of 64 int32 as words, ``gap`` bytes apart."""
+    small = ir.VectorType(ir.IntType(8), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, plane, target = arguments
-        values = builder.load(builder.inttoptr(source, numbers.as_pointer()))
+        source, plane, target, gap = arguments
+        values = builder.load(builder.inttoptr(source, INTEGERS.as_pointer()))
         values.align = 4
-        bit = builder.shl(ir.Constant(WORD, 1), plane)
-        found = builder.and_(values, in_all_lanes(builder, bit, numbers))
-        mask = builder.icmp_unsigned("!=", found, ir.Constant(numbers, [0] * LANES))
-        builder.store(builder.bitcast(mask, WORD), builder.inttoptr(target, WORD.as_pointer()))
+        # Numbers cut to bytes: one comparison then finds a bit of all of them.
+        low = builder.trunc(builder.lshr(values, in_all_lanes(builder, plane, INTEGERS)), small)
+        for bit in range(8):
+            found = builder.and_(low, ir.Constant(small, [1 << bit] * LANES))
+            mask = builder.icmp_unsigned("!=", found, ir.Constant(small, [0] * LANES))
+            at = builder.inttoptr(target, WORD.as_pointer())
+            builder.store(builder.bitcast(mask, WORD), at).align = 8
+            target = builder.add(target, gap)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.int64, types.intp), generate
+    return types.void(types.intp, types.int64, types.intp, types.int64), generate

@@ -29,7 +29,13 @@ class Engine(Protocol):
     """Runs a graph on whole numbers."""
 
     name: str
-    graph: Graph
+
+    @property
+    def graph(self) -> Graph:
+        """What it runs; of weights that the engine holds packed only the shapes."""
+
+    def whole_graph(self) -> Graph:
+        """The same with all weights, perhaps made anew."""
 
     def rest(self, batch: int) -> Any:
         """States of all neurons at rest, for this many samples."""

@@ -27,6 +27,7 @@ from ..graph import (
     Neuron,
     Node,
     PixelMask,
+    Product,
     Reshape,
     Shape,
     SumPool,
@@ -44,6 +45,10 @@ class ReferenceEngine:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+
+    def whole_graph(self) -> Graph:
+        """What it runs."""
+        return self.graph
 
     def rest(self, batch: int) -> State:
         """All neurons at rest; ``begun`` tells pixel masks whether there was a step before."""
@@ -179,6 +184,10 @@ def _affine(node: Affine, x: Tensor) -> Tensor:
     return x * _per_channel(node.multiplier, x) + _per_channel(node.offset, x)
 
 
+def _product(node: Product, one: Tensor, other: Tensor) -> Tensor:
+    return one * other
+
+
 def decide(node: ChannelDecision, x: Tensor) -> Tensor:
     """Open channels by levels ``[B, C, *space]``."""
     sums = x.flatten(2).sum(-1) if x.ndim > 2 else x
@@ -204,6 +213,7 @@ OPERATIONS: dict[type[Node], Callable[..., Tensor]] = {
     Concat: _concat,
     Add: _add,
     Affine: _affine,
+    Product: _product,
     ChannelDecision: decide,
     Mask: _mask,
 }

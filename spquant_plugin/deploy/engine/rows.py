@@ -139,6 +139,7 @@ class NeuronRows:
     start: int
     states: int
     bits: int
+    level_bits: int  # of potentials, without their signs, where a pixel mask ranks by them
 
     @classmethod
     def of(cls, node: Neuron, tiles: int, words: int, small: int, full: int) -> NeuronRows:
@@ -147,20 +148,22 @@ class NeuronRows:
         channels = node.shape[0]
         breaks = np.moveaxis(node.breaks.numpy().astype(np.int64), 0, -1)
         codes = code_of(node)
-        bits = max(1, (node.states - 1).bit_length())
-        closed = np.zeros((tiles, 0, 0, 1 + bits, words), np.uint64)
+        bits, level_bits = max(1, (node.states - 1).bit_length()), score_bits(node)
+        planes = 1 + bits + level_bits
+        closed = np.zeros((tiles, 0, 0, planes, words), np.uint64)
         if node.closed is not None:
             chosen = np.moveaxis(codes[node.closed.numpy().astype(np.int64)], 0, -1)
-            closed = tiled(planes_of(chosen, 1 + bits, across), tiles)
+            closed = tiled(planes_of(chosen, planes, across), tiles)
         return cls(
-            _side_by_side(tiled(pack(np.ones(channels, bool), across), tiles)),
-            _side_by_side(tiled(_breaks(breaks, small, across), tiles)),
-            _side_by_side(tiled(_breaks(breaks, full, across), tiles)),
-            _side_by_side(closed),
+            side_by_side(tiled(pack(np.ones(channels, bool), across), tiles)),
+            side_by_side(tiled(_breaks(breaks, small, across), tiles)),
+            side_by_side(tiled(_breaks(breaks, full, across), tiles)),
+            side_by_side(closed),
             codes[1:] ^ codes[:-1],
             int(codes[0]),
             node.states,
             bits,
+            level_bits,
         )
 
     @property
@@ -169,17 +172,26 @@ class NeuronRows:
         return sum(table.nbytes for table in tables)
 
 
-def _side_by_side(rows: Words) -> Words:
+def side_by_side(rows: Words) -> Words:
     """Rows repeated until they are as long as the widest."""
     found = aligned((*rows.shape[:-1], WIDEST))
     found[...] = np.tile(rows, WIDEST // rows.shape[-1])
     return found
 
 
+def score_bits(node: Neuron) -> int:
+    """Planes of a potential's level, without its sign; 0 where no pixel mask ranks by it."""
+    if node.pixels is None or node.pixels.masked == 0 or node.pixels.score != "current":
+        return 0
+    return max(1, int(node.outcomes[:, 2].abs().max()).bit_length())
+
+
 def code_of(node: Neuron) -> NDArray[np.int64]:
-    """Each outcome as one number: the spike, and twice the next state."""
+    """Each outcome as one number: the spike, the next state, and the level that a mask ranks by."""
     outcomes = node.outcomes.numpy().astype(np.int64)
     found: NDArray[np.int64] = outcomes[:, 0] | outcomes[:, 1] << 1
+    if score_bits(node):
+        found |= np.abs(outcomes[:, 2]) << 1 + max(1, (node.states - 1).bit_length())
     return found
 
 

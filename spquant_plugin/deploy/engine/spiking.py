@@ -1,4 +1,4 @@
-"""From spikes as rows of bits to lists of events and back, and pools of spikes.
+"""From spikes and counts as rows of bits to lists of events and back, and pools of spikes.
 
 An event is the number ``x * channels + channel`` in its line; ``starts`` holds where the events of
 each place ``[steps * samples, height, width]`` begin. A count is an event that many times, so that
@@ -15,8 +15,8 @@ from .simd import list_bits, ones, rest_of, trailing
 # What `shape` holds for a pool; the plain list of a value is a pool of one place.
 (
     COUNT, HEIGHT, WIDTH, CHANNELS, KERNEL_Y, KERNEL_X, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, GAP_Y,
-    GAP_X, OUT_HEIGHT, OUT_WIDTH,
-) = range(14)  # fmt: skip
+    GAP_X, OUT_HEIGHT, OUT_WIDTH, BITS,
+) = range(15)  # fmt: skip
 
 
 @inner
@@ -46,7 +46,11 @@ def _list_word(word, first, codes, at):
 
 @kernel
 def count_events(shape, words, starts):
-    """Write behind ``starts[0]`` how many spikes each place has in its window."""
+    """Write behind ``starts[0]`` how many events each place has in its window.
+
+    A place's words are those of BITS planes: an event of plane ``b`` counts ``2**b`` times.
+    """
+    across = words.shape[1] // shape[BITS]
     for job in prange(shape[COUNT] * shape[OUT_HEIGHT]):
         y = job % shape[OUT_HEIGHT]
         line = job // shape[OUT_HEIGHT] * shape[HEIGHT]
@@ -56,14 +60,16 @@ def count_events(shape, words, starts):
                 for kx in range(shape[KERNEL_X]):
                     source = _inside(shape, y, x, ky, kx, line)
                     if source >= 0:
-                        for word in range(words.shape[1]):
-                            spikes += ones(words[source, word])
+                        for bit in range(shape[BITS]):
+                            for word in range(across):
+                                spikes += ones(words[source, bit * across + word]) << bit
             starts[job * shape[OUT_WIDTH] + x + 1] = spikes
 
 
 @kernel
 def list_events(shape, words, starts, codes):
     """Write the events of each place to where ``starts`` says."""
+    across = words.shape[1] // shape[BITS]
     for job in prange(shape[COUNT] * shape[OUT_HEIGHT]):
         y = job % shape[OUT_HEIGHT]
         line = job // shape[OUT_HEIGHT] * shape[HEIGHT]
@@ -74,8 +80,11 @@ def list_events(shape, words, starts, codes):
                     source = _inside(shape, y, x, ky, kx, line)
                     if source >= 0:
                         first = x * shape[CHANNELS]
-                        for word in range(words.shape[1]):
-                            at = _list_word(words[source, word], first + 64 * word, codes, at)
+                        for bit in range(shape[BITS]):
+                            for word in range(across):
+                                found = words[source, bit * across + word]
+                                for _ in range(1 << bit):
+                                    at = _list_word(found, first + 64 * word, codes, at)
 
 
 @kernel

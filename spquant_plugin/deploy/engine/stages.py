@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..graph import Convolution, Dense, Neuron, Node, Shape, size
+from ..graph import Convolution, Graph, Neuron, Node, Shape, size
 from . import convolving as kernel
 from . import layout
 from .counting import BLOCK
+from .grouping import emptied, filled
+from .pixels import NO_MASK, known_before, mask_memory, mask_sizes
 from .reference import whole_matmul
 from .rows import (
     LANES,
@@ -33,6 +35,7 @@ from .values import Events, Value, Window, plane
 # A number, also on its way, is int32 at most.
 MOST_PLANES = 32
 MOST_NUMBERS = 64
+MOST_LEVEL_BITS = 5
 COLUMN_BYTES = 2**24
 # Nanoseconds, measured once; only their ratios count: a row of one plane by its words, 64 numbers,
 # what each place costs besides; of a dense layer a product, an entry of its columns, a word of sums
@@ -42,7 +45,7 @@ NUMBERS_ROW, SPOT, PRODUCT, COLUMN, WORD, WHOLE = 1.0, 60.0, 0.003, 0.8, 100.0, 
 
 NO_WORDS = np.zeros(0, np.uint64)
 NO_NUMBERS = np.zeros(0, np.int32)
-NO_EVENTS = (np.zeros(1, np.int64), np.zeros(1, np.int32))
+NO_EVENTS: Events = (np.zeros(1, np.int64), np.zeros(1, np.int32))
 
 
 def planes_needed(low: int, high: int) -> int:
@@ -52,7 +55,7 @@ def planes_needed(low: int, high: int) -> int:
 
 @dataclass
 class Weights:
-    """A layer without groups: where its windows lie, and its weights as rows."""
+    """Where a layer's windows lie, and its weights as rows; of groups with zeros between them."""
 
     source: Shape
     window: Window
@@ -68,6 +71,7 @@ class Weights:
         weight = node.weight
         if isinstance(node, Convolution):
             window = Window(weight.shape[2:], node.stride, node.padding, node.dilation)
+            weight = filled(weight, node.groups)
         else:
             weight = weight.view(weight.shape[0], *source)
             window = Window(source[1:], (1,) * len(source[1:]), (0,) * len(source[1:]))
@@ -98,13 +102,29 @@ class Weights:
         """The weights int8 ``[inputs, O]``, as they were before the sign."""
         if self.kept is not None:
             return self.kept
-        weights = torch.from_numpy(self.rows.unpacked())
-        if self.sign is not None:  # the rows may hold 128, -128 times -1, which is no int8
-            weights = weights * self.sign.to(torch.int16)
-        found = weights.to(torch.int8)
+        found = self._numbers()
         if self.keep:
             self.kept = found
         return found
+
+    def _numbers(self) -> Tensor:
+        weights = torch.from_numpy(self.rows.unpacked())
+        if self.sign is not None:  # the rows may hold 128, -128 times -1, which is no int8
+            weights = weights * self.sign.to(torch.int16)
+        return weights.to(torch.int8)
+
+    def restored(self, shape: Shape) -> Tensor:
+        """The layer's own weights, int8 in this shape."""
+        numbers = self._numbers().view(*self.kernel, self.source[0], self.rows.outputs)
+        axes = range(len(self.kernel))
+        weight = numbers.permute(-1, -2, *axes)
+        if len(shape) > 2 and shape[1] < weight.shape[1]:
+            weight = emptied(weight, shape[1])
+        return weight.reshape(shape).contiguous()
+
+    def read(self, value: Value, words: int, tiles: int) -> tuple[Events, Words]:
+        """What the kernel reads: events, or planes of bits."""
+        return value.events(), NO_WORDS
 
     def _columns(self, x: Tensor, height: int, width: int) -> Tensor:
         """Each place's window as a row ``[B * places, kernel * I]``."""
@@ -139,6 +159,12 @@ class Stage:
         if neuron is not None:
             self.rows = NeuronRows.of(neuron, self.tiles, words, self.small, self.full)
 
+    def hold(self, graph: Graph) -> None:
+        """Refer to the nodes of this graph."""
+        self.node = graph[self.node.name]
+        if self.neuron is not None:
+            self.neuron = cast(Neuron, graph[self.neuron.name])
+
     @property
     def nbytes(self) -> int:
         """Bytes of weights and tables."""
@@ -159,7 +185,8 @@ class Stage:
         inputs = size(self.weights.window.kernel) * self.weights.source[0]
         words = self.row
         row = rows.planes * ROW[words] if rows.planes else words * NUMBERS_ROW
-        events = self.tiles * (int(starts[-1]) * reach * row + spots * SPOT)
+        kept = 1 - known_before(self.neuron)
+        events = self.tiles * (int(starts[-1]) * reach * row * kept + spots * SPOT)
         dense = spots * (inputs * (rows.outputs * PRODUCT + COLUMN) + self.words * WORD)
         dense += value.batch * size(value.shape) * WHOLE
         return "events" if events <= dense else "dense"
@@ -171,68 +198,68 @@ class Stage:
         return self.weights.dense(value, self.node.shape)
 
     def sums(self, value: Value, steps: int, threads: int) -> Tensor:
-        """The layer alone, by events: ``[B, places, O]``."""
+        """The layer alone, by events: ``[B, places, lanes]``."""
         area = size(self.node.shape[1:])
         numbers = np.empty((value.batch, area, LANES * self.words), np.int32)
-        none = (NO_WORDS, NO_WORDS, NO_WORDS, numbers)
-        self._run(
-            layout.SUM, value.events(), (NO_WORDS, NO_WORDS), none, steps, value.batch, threads
-        )
-        sums = torch.from_numpy(numbers)[:, :, : self.node.shape[0]]
+        none = (NO_WORDS, NO_WORDS, NO_WORDS, numbers, NO_WORDS, NO_WORDS, NO_WORDS)
+        self._run(layout.SUM, value, (NO_WORDS, NO_WORDS), none, steps, value.batch, threads)
+        sums = torch.from_numpy(numbers)
         sign = self.weights.sign if self.weights is not None else None
-        return sums if sign is None else sums * sign.to(torch.int32)
+        if sign is not None:
+            sums[:, :, : len(sign)] *= sign.to(torch.int32)
+        return sums
 
     def fire(
         self,
-        value: Value | Tensor,
+        value: Value,
         state: Words,
         steps: int,
         threads: int,
         *,
+        summed: bool = False,
+        begun: Words = NO_WORDS,
         opened: Words = NO_WORDS,
         added: Words = NO_WORDS,
         history: bool = False,
     ) -> tuple[Words, Words]:
-        """Spikes and, where asked for, the states after each step, of events or of sums."""
+        """Spikes and, where asked for, the states after each step.
+
+        The value is what the layer reads or, where it is ``summed`` already, what it gave.
+        ``begun`` tells pixel masks, sample by sample, whether there was a step before.
+        """
         area = size(self.node.shape[1:])
         bits = state.shape[2]
         batch = steps * len(state)
         spikes = np.empty((batch, area, self.words), np.uint64)
         past = aligned((batch, area, bits, self.words)) if history else NO_WORDS
-        work, events, numbers = layout.FIRE, NO_EVENTS, NO_NUMBERS
-        if isinstance(value, Value):
-            events = value.events()
-        else:
-            work, numbers = layout.FIRE_ON_SUMS, self._signed(value)
-        self._run(
-            work, events, (opened, added), (spikes, state, past, numbers), steps, batch, threads
-        )
+        work, numbers = layout.FIRE, NO_NUMBERS
+        if summed and self.neuron is not None:
+            work, numbers = layout.FIRE_ON_SUMS, value.signed(self.neuron.sign, LANES * self.words)
+        masks = mask_memory(self.neuron, state, begun)
+        given = (spikes, state, past, numbers, *masks)
+        self._run(work, value, (opened, added), given, steps, batch, threads)
         return spikes, past
-
-    def _signed(self, sums: Tensor) -> NDArray[np.int32]:
-        """Sums ``[B, places, O]`` in all lanes, times each channel's sign."""
-        if self.neuron is None:
-            return sums.numpy()
-        lanes = torch.zeros(*sums.shape[:2], LANES * self.words, dtype=torch.int32)
-        torch.mul(sums, self.neuron.sign.to(torch.int32), out=lanes[:, :, : sums.shape[2]])
-        return lanes.numpy()
 
     def _run(
         self,
         work: int,
-        events: Events,
+        value: Value,
         extra: tuple[Words, Words],
-        given: tuple[Words, Words, Words, NDArray[np.int32]],
+        given: tuple[Words, Words, Words, NDArray[np.int32], Words, Words, Words],
         steps: int,
         batch: int,
         threads: int,
     ) -> None:
         samples = batch // max(1, steps)
-        shape = self._shape(work, steps, samples, given[1].shape[2] if given[1].ndim > 1 else 1)
+        events, image = NO_EVENTS, cast(Words, NO_WORDS)
+        if work != layout.FIRE_ON_SUMS and self.weights is not None:
+            events, image = self.weights.read(value, self.row, self.tiles)
+        bits = given[1].shape[2] if given[1].ndim > 1 else 1
+        shape = self._shape(work, steps, samples, bits, image.shape[1] if image.size else 0)
         area = -(-size(self.node.shape[1:]) * self.row // WIDEST)
         jobs = max(1, samples * self.tiles)
         parts = min(area, 1 if threads == 1 else -(-4 * threads // jobs))
-        table = np.concatenate([shape, self._held(), _addresses(*events, *extra, *given)])
+        table = np.concatenate([shape, self._held(), _addresses(*events, *extra, *given, image)])
         kernel.run_layer(width_of(self.together * self.row), table, parts)
 
     def _held(self) -> NDArray[np.int64]:
@@ -249,7 +276,9 @@ class Stage:
             self._table = np.array(found, np.int64)
         return self._table
 
-    def _shape(self, work: int, steps: int, samples: int, bits: int) -> NDArray[np.int64]:
+    def _shape(
+        self, work: int, steps: int, samples: int, bits: int, input_bits: int
+    ) -> NDArray[np.int64]:
         weights, rows = self.weights, self.rows
         inside: tuple[int, ...] = (1, 1, 1, *(1,) * 4, 0, 0, 1, 1)
         if weights is not None:
@@ -284,21 +313,11 @@ class Stage:
                 max(1, (numbers - 1).bit_length()),
                 rows.start if rows is not None else 0,
                 work,
+                *(NO_MASK if work == layout.SUM else mask_sizes(self.neuron)),
+                input_bits,
             ],
             np.int64,
         )
-
-
-def stripped(stage: Stage) -> Node:
-    """The stage's node, from now on without the numbers that its rows hold."""
-    node = stage.node
-    if isinstance(node, Neuron):
-        node = replace(node, breaks=node.breaks.to("meta"))
-        stage.neuron = node
-    elif isinstance(node, Convolution | Dense):
-        node = replace(node, weight=node.weight.to("meta"))
-    stage.node = node
-    return node
 
 
 def _addresses(*arrays: NDArray[Any]) -> NDArray[np.int64]:
