@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
 
 import pytest
 import torch
@@ -59,9 +61,15 @@ def test_weights_are_held_once_and_the_graph_is_made_anew(make):
 def test_a_copy_of_a_network_gives_the_same():
     net = network(graphs.chain(2), "numba")
     mine = net.graph
-    other = copy.deepcopy(net)
-    assert other.graph is not mine
-    assert torch.equal(net(net.sample), other(net.sample))
+    expected, x = net(net.sample), net.sample
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert other.graph is not mine
+        held = [stage.weights.rows.words for stage in other.engine._prepared.stages.values()]
+        assert all(words.ctypes.data % 64 == 0 for words in held)
+        assert torch.equal(other(x), expected)
+    del net, mine
+    gc.collect()
+    assert torch.equal(other(x), expected)  # nothing points into what is gone
 
 
 def test_a_stripped_network_streams(stripped):

@@ -253,7 +253,8 @@ def run_layer(width, fields, pieces):
     for place in prange(area):
         _list_window(table, place, windows[place].ctypes.data)
     for turn in range(-1 if masks else 0, steps if masks else 1):
-        for job in prange(samples * tiles * pieces if turn >= 0 else 0):
+        jobs = samples * tiles * pieces if turn >= 0 else 0  # prange(... if ...) is not parallel
+        for job in prange(jobs):
             piece, rest = job % pieces, job // pieces
             codes = np.empty(BLOCK + 3 * CODES, np.int32)
             room = np.zeros(SCRATCH * APART // 8 + 8, np.uint64)

@@ -84,29 +84,30 @@ def fire(table, sums, planes, breaks, states, numbers):
     for bit in range(IN_REGISTERS, bits):
         plane = full if start >> (1 + bit) & 1 else nothing(WIDE)
         store(plane, states + bit * APART)
-    for case in range(number(table, STATES) * number(table, NUMBERS)):
-        here = _among(case // number(table, NUMBERS), number(table, BITS), states, full)
-        if number(table, NUMBERS) > 1:
-            here = _among(case % number(table, NUMBERS), number(table, NUMBER_BITS), numbers, here)
-        for k in range(number(table, BREAKS)):
-            reached = both(here, _at_least(sums, breaks, planes))
-            breaks += planes * ROW
-            flip = number(number(table, FLIPS), k)
-            if flip & 1:
-                spikes = differ(spikes, reached)
-            if flip & 2:
-                n0 = differ(n0, reached)
-            if flip & 4:
-                n1 = differ(n1, reached)
-            if flip > 7:
-                if flip & 8:
-                    n2 = differ(n2, reached)
-                if flip & 16:
-                    n3 = differ(n3, reached)
-                if flip & 32:
-                    n4 = differ(n4, reached)
-                if flip >= 2 << IN_REGISTERS:
-                    _flip(flip >> (1 + IN_REGISTERS), states + IN_REGISTERS * APART, reached)
+    several = number(table, NUMBERS) > 1
+    for state in range(number(table, STATES)):
+        lanes = _among(state, number(table, BITS), states, full)
+        for added in range(number(table, NUMBERS)):
+            here = _among(added, number(table, NUMBER_BITS), numbers, lanes) if several else lanes
+            for k in range(number(table, BREAKS)):
+                reached = both(here, _at_least(sums, breaks, planes))
+                breaks += planes * ROW
+                flip = number(number(table, FLIPS), k)
+                if flip & 1:
+                    spikes = differ(spikes, reached)
+                if flip & 2:
+                    n0 = differ(n0, reached)
+                if flip & 4:
+                    n1 = differ(n1, reached)
+                if flip > 7:
+                    if flip & 8:
+                        n2 = differ(n2, reached)
+                    if flip & 16:
+                        n3 = differ(n3, reached)
+                    if flip & 32:
+                        n4 = differ(n4, reached)
+                    if flip >= 2 << IN_REGISTERS:
+                        _flip(flip >> (1 + IN_REGISTERS), states + IN_REGISTERS * APART, reached)
     store(n0, states)
     if bits > 1:
         store(n1, states + APART)
@@ -132,14 +133,15 @@ def close(table, spikes, opened, closed, before, states, numbers):
     for bit in range(bits):
         at = states + bit * APART
         store(both(load(WIDE, at), opened), at)
-    for case in range(number(table, STATES) * number(table, NUMBERS)):
-        here = _among(case // number(table, NUMBERS), number(table, BITS), before, shut)
-        if number(table, NUMBERS) > 1:
-            here = _among(case % number(table, NUMBERS), number(table, NUMBER_BITS), numbers, here)
-        spikes = either(spikes, both(here, load(WIDE, closed)))
-        for bit in range(bits):
-            at = states + bit * APART
-            row = both(here, load(WIDE, closed + (1 + bit) * ROW))
-            store(either(load(WIDE, at), row), at)
-        closed += (1 + bits) * ROW
+    several = number(table, NUMBERS) > 1
+    for state in range(number(table, STATES)):
+        lanes = _among(state, number(table, BITS), before, shut)
+        for added in range(number(table, NUMBERS)):
+            here = _among(added, number(table, NUMBER_BITS), numbers, lanes) if several else lanes
+            spikes = either(spikes, both(here, load(WIDE, closed)))
+            for bit in range(bits):
+                at = states + bit * APART
+                row = both(here, load(WIDE, closed + (1 + bit) * ROW))
+                store(either(load(WIDE, at), row), at)
+            closed += (1 + bits) * ROW
     return spikes

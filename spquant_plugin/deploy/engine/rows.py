@@ -82,8 +82,20 @@ def aligned(shape: tuple[int, ...]) -> Words:
     return room[begin : begin + count].reshape(shape)
 
 
+class Aligned:
+    """Copies of it have rows that begin at lines of the cache too."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            if isinstance(value, np.ndarray) and value.dtype == np.uint64:
+                rows = aligned(value.shape)
+                rows[...] = value
+                value = rows
+            object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True)
-class WeightRows:
+class WeightRows(Aligned):
     """Weights ``[inputs, outputs]`` as rows ``[tiles, inputs + 1, planes, words]``; the last is 0.
 
     Wide weights are rows of numbers instead, int8 ``[tiles, inputs, 1, lanes]``. Whoever reads the
@@ -128,7 +140,7 @@ class WeightRows:
 
 
 @dataclass(frozen=True)
-class NeuronRows:
+class NeuronRows(Aligned):
     """A neuron's tables: see the kernel that reads them."""
 
     valid: Words

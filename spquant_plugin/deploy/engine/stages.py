@@ -23,7 +23,6 @@ from .rows import (
     NeuronRows,
     WeightRows,
     Words,
-    aligned,
     bits_for,
     unpack,
     width_for,
@@ -154,7 +153,7 @@ class Stage:
             self.small = min(self.full, planes_needed(-most, most))
         planes = weights.rows.planes if weights is not None else 0
         self.together = max(1, min(planes, WIDEST // words))  # planes of weights counted at once
-        self._table: NDArray[np.int64] | None = None
+        self._tables: dict[tuple[int, ...], NDArray[np.int64]] = {}  # by what a run is
         self.rows = None
         if neuron is not None:
             self.rows = NeuronRows.of(neuron, self.tiles, words, self.small, self.full)
@@ -164,6 +163,9 @@ class Stage:
         self.node = graph[self.node.name]
         if self.neuron is not None:
             self.neuron = cast(Neuron, graph[self.neuron.name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_tables": {}}  # a copy has addresses of its own
 
     @property
     def nbytes(self) -> int:
@@ -231,7 +233,7 @@ class Stage:
         bits = state.shape[2]
         batch = steps * len(state)
         spikes = np.empty((batch, area, self.words), np.uint64)
-        past = aligned((batch, area, bits, self.words)) if history else NO_WORDS
+        past = np.empty((batch, area, bits, self.words) if history else 0, np.uint64)
         work, numbers = layout.FIRE, NO_NUMBERS
         if summed and self.neuron is not None:
             work, numbers = layout.FIRE_ON_SUMS, value.signed(self.neuron.sign, LANES * self.words)
@@ -255,26 +257,26 @@ class Stage:
         if work != layout.FIRE_ON_SUMS and self.weights is not None:
             events, image = self.weights.read(value, self.row, self.tiles)
         bits = given[1].shape[2] if given[1].ndim > 1 else 1
-        shape = self._shape(work, steps, samples, bits, image.shape[1] if image.size else 0)
+        key = (work, steps, samples, bits, image.shape[1] if image.size else 0)
+        if key not in self._tables:
+            self._tables[key] = np.concatenate([self._shape(*key), self._held()])
         area = -(-size(self.node.shape[1:]) * self.row // WIDEST)
         jobs = max(1, samples * self.tiles)
         parts = min(area, 1 if threads == 1 else -(-4 * threads // jobs))
-        table = np.concatenate([shape, self._held(), _addresses(*events, *extra, *given, image)])
+        table = np.concatenate([self._tables[key], _addresses(*events, *extra, *given, image)])
         kernel.run_layer(width_of(self.together * self.row), table, parts)
 
     def _held(self) -> NDArray[np.int64]:
         """Addresses of weights and tables, with the bytes of one tile."""
-        if self._table is None:
-            found = [0] * 10
-            if self.weights is not None:
-                words = self.weights.rows.words
-                found[:2] = words.ctypes.data, words.strides[0]
-            if self.rows is not None:
-                found[2], found[9] = self.rows.valid.ctypes.data, self.rows.flips.ctypes.data
-                for i, rows in enumerate((self.rows.small, self.rows.full, self.rows.closed)):
-                    found[3 + 2 * i : 5 + 2 * i] = rows.ctypes.data, rows.strides[0]
-            self._table = np.array(found, np.int64)
-        return self._table
+        found = [0] * 10
+        if self.weights is not None:
+            words = self.weights.rows.words
+            found[:2] = words.ctypes.data, words.strides[0]
+        if self.rows is not None:
+            found[2], found[9] = self.rows.valid.ctypes.data, self.rows.flips.ctypes.data
+            for i, rows in enumerate((self.rows.small, self.rows.full, self.rows.closed)):
+                found[3 + 2 * i : 5 + 2 * i] = rows.ctypes.data, rows.strides[0]
+        return np.array(found, np.int64)
 
     def _shape(
         self, work: int, steps: int, samples: int, bits: int, input_bits: int
