@@ -317,6 +317,10 @@ def sweep(sizes: Sizes) -> list[dict[str, Any]]:
     ]
 
 
+def _change(ratio: float) -> str:
+    return f"{abs(1 - ratio):.0%} {'less' if ratio < 1 else 'more'} time"
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """The last measurement as text."""
     found = results[-1]
@@ -342,7 +346,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines += [
         "",
         *[
-            f"{name}: {1 - rows[name]['ms'] / ours['ms']:.0%} less time; spikes of the layers "
+            f"{name}: {_change(rows[name]['ms'] / ours['ms'])}; spikes of the layers "
             f"{', '.join(f'{rate:.1%}' for rate in rows[name]['rates'])}."
             for name in (GATED, PIXELS)
         ],

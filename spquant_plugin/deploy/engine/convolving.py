@@ -275,6 +275,8 @@ def run_layer(width, fields, pieces):
                     codes.ctypes.data,
                     scratch,
                 )
-        if masks:
+        if masks and samples == 1:
+            mask_places(table, turn, 0)  # starting threads takes longer
+        elif masks:
             for sample in prange(samples):
                 mask_places(table, turn, sample)
