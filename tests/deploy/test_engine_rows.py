@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,6 +98,18 @@ def test_weights_are_held_once():
     (layer,) = engine.graph.layers
     assert layer.weight.is_meta
     assert torch.equal(engine.whole_graph().layers[0].weight, b.graph().layers[0].weight)
+
+
+def test_loops_of_several_threads_have_plain_bounds():
+    """numba runs others on one thread, and does not say so."""
+    loops = []
+    for path in (Path(__file__).parents[2] / "spquant_plugin/deploy/engine").glob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        loops += [call for call in calls if getattr(call.func, "id", "") == "prange"]
+    assert len(loops) > 5
+    assert not [loop.lineno for loop in loops if isinstance(loop.args[0], ast.IfExp)]
 
 
 THREADS = """
