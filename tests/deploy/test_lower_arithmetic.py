@@ -118,7 +118,9 @@ def branches(join: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "join", [lambda a, b: a - b, lambda a, b: -(a + b), lambda a, b: b + (1 - a)], ids=str
+    "join",
+    [lambda a, b: a - b, lambda a, b: -(a + b), lambda a, b: b + (1 - a)],
+    ids=["a - b", "-(a + b)", "b + (1 - a)"],
 )
 def test_differences_of_dyadic_branches(join):
     x = events(4, SAMPLES, 2, 8, 8)
