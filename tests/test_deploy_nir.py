@@ -870,6 +870,21 @@ REFUSED = {
         torch.ones(3, 2, 4),
         "the model returns a of some of its 3 steps",
     ),
+    "a product": (
+        Calls(lambda net, x: net.a(x) * net.b(x)),
+        VECTOR,
+        "the model returns the result of aten.mul, called in (model) (Calls)",
+    ),
+    "a difference": (
+        Calls(lambda net, x: net.a(x) - net.b(x)),
+        VECTOR,
+        "the model returns the result of aten.sub, called in (model) (Calls)",
+    ),
+    "a repeated input": (
+        Calls(lambda net, x: net.a(x.unsqueeze(0).repeat(3, 1, 1))),
+        VECTOR,
+        "a (Linear) reads the result of aten.repeat, called in (model) (Calls)",
+    ),
     "several inputs": (Calls(lambda net, x: x), (VECTOR, VECTOR), "sample with 2 tensors"),
     "no sample": (conv(), None, "Sequential does not say the shape of its input"),
 }

@@ -44,6 +44,7 @@ class Run:
         self.steps, self.samples = sizes
         self.batch = self.steps * self.samples
         self.threads, self.state = threads, state
+        self.begun = state[""].numpy().astype(np.uint64)
         self.path, self.choices = path, choices
         self.values: dict[str, Value] = {}
         self.history: dict[str, Words] = {}
@@ -126,7 +127,7 @@ class Run:
             self.steps,
             self.threads,
             summed=summed,
-            begun=self.state[""].numpy().astype(np.uint64),
+            begun=self.begun,
             opened=opened,
             added=added,
             history=keeps,

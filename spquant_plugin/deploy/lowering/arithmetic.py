@@ -129,7 +129,7 @@ def _times(call: Call) -> Symbol:
         return x.but(unit=x.unit / factor if divides else x.unit * factor)
     if x.over_time is not None:
         raise DeployError("a sum over time is scaled: must be read out as it is, or as a mean.")
-    if divides or x.added is not None or x.gate is not None or x.over_time is not None:
+    if divides or x.added is not None or x.gate is not None:
         raise DeployError(f"a value is scaled by {factor:g}: must be a power of two here.")
     return x.but(
         steps=(*x.steps, ("multiply", torch.tensor(factor, dtype=torch.float64))), dyadic=None
