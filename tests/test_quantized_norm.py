@@ -943,8 +943,8 @@ def test_the_record():
     for bits in (1, 9, 2.5, True, "8"):
         with pytest.raises(spq.errors.ConfigError, match=r"bits.*whole number from 2 to 8"):
             spq.QuantizedNorm(bits=bits)
-    with pytest.raises(spq.errors.ConfigError, match="mode = 'fold': must be one of 'dyadic'"):
-        spq.QuantizedNorm(mode="fold")
+    with pytest.raises(spq.errors.ConfigError, match="mode = 'int': must be one of 'dyadic'"):
+        spq.QuantizedNorm(mode="int")
     with pytest.raises(spq.errors.ConfigError, match="must be None or one of QuantizedNorm"):
         spq.SpQuantConfig(norm=8)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ConversionError, MissingHostError
+from ..modules.quantized_norm import QuantizedBatchNorm
 from .hosts import require_model, reset
 
 
@@ -27,7 +28,9 @@ def calibrate(
     Quantised currents are distributed unlike float ones; this lets the norms follow before any
     training. Each batch is a tensor, or a pair of which the first part is the input. ``forward``
     replaces the call ``model(input)`` where one batch needs a loop over time. Modes are restored
-    and states are left at rest; weights do not change. ``progress`` shows a bar (with tqdm).
+    and states are left at rest; weights do not change. Where a norm is folded into a layer, what
+    the layer quantises changes with the statistics, so its quantiser is fitted anew, but for
+    parameters of its own. ``progress`` shows a bar (with tqdm).
 
     >>> import torch, spquant_plugin as spq
     >>> from torch import nn
@@ -60,7 +63,18 @@ def calibrate(
         if not seen:
             raise ConversionError("batches = empty: calibrate needs at least one batch. Pass one.")
         _check_finite(model, norms)
+    _fit_folded(norms)
     return model
+
+
+def _fit_folded(norms: list[_NormBase]) -> None:
+    """Fit quantisers to weights whose folded norm has changed, but for what was learned."""
+    for norm in norms:
+        if not isinstance(norm, QuantizedBatchNorm) or norm.rule.mode != "fold":
+            continue
+        quantizer: Any = norm.layer.weight_quantizer
+        if next(quantizer.parameters(), None) is None:
+            norm.layer.refit()
 
 
 def _check_finite(model: nn.Module, norms: list[_NormBase]) -> None:

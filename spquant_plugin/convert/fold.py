@@ -8,11 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
+from ..modules.host import HOOK_TABLES
 from ..modules.quantized_layer import QuantizedLayer, shallow
 from ..modules.quantized_norm import QuantizedBatchNorm
 from .apply import _replace
 from .copying import copy_at_rest
 from .hosts import Hosts, require_model
+
+# What a quantised layer has beside its framework's own.
+OWN = (
+    "weight_quantizer",
+    "input_quantizer",
+    "hands_scale_on",
+    "handed_scale",
+    "folded_norm",
+    "counter",
+)
 
 
 @torch.no_grad()
@@ -20,7 +31,8 @@ def fold(model: nn.Module) -> nn.Module:
     """Return a copy whose quantised layers are plain layers that hold the quantised weights.
 
     The copy computes the same within float tolerance. Neurons stay as they are. A quantised norm
-    becomes a plain one with the factors of eval mode. A layer that quantises its input has no plain
+    becomes a plain one with the factors of eval mode; one in mode ``fold`` goes into weight and
+    bias of its layer and becomes an ``nn.Identity``. A layer that quantises its input has no plain
     twin and is refused.
 
     >>> import torch, spquant_plugin as spq
@@ -41,7 +53,8 @@ def fold(model: nn.Module) -> nn.Module:
                 ties.hold(parent, layer)
     for norm in list(model.modules()):  # while their layers are what they follow
         if isinstance(norm, QuantizedBatchNorm):
-            model = _replace(model, norm, _plain_norm(norm))
+            gone = norm.rule.mode == "fold"
+            model = _replace(model, norm, _identity(norm) if gone else _plain_norm(norm))
     for layer in list(model.modules()):
         if isinstance(layer, QuantizedLayer):
             model = _replace(model, layer, _plain(layer, ties))
@@ -80,6 +93,12 @@ class _Ties:
 
 
 def _check(path: str, layer: QuantizedLayer) -> None:
+    if layer.is_temporal:
+        raise ConversionError(
+            f"{path or '(model)'} ({type(layer).__name__}) holds weights that change with the time "
+            "step: a plain layer has one weight for all steps. Keep the quantised layer, or deploy "
+            "it with spq.to_integer."
+        )
     if layer.input_quantizer is not None:
         raise ConversionError(
             f"{path or '(model)'} ({type(layer).__name__}) quantises its input "
@@ -94,7 +113,7 @@ def _plain(layer: QuantizedLayer, ties: _Ties) -> nn.Module:
     base = layer.plain_class or _plain_class(layer)
     plain = base.__new__(base)
     plain.__dict__.update({name: shallow(value) for name, value in layer.__dict__.items()})
-    for name in ("weight_quantizer", "input_quantizer", "hands_scale_on", "handed_scale"):
+    for name in OWN:
         plain._modules.pop(name, None)
         plain.__dict__.pop(name, None)
     name = "weight" if "weight" in layer._parameters else "V"
@@ -103,7 +122,18 @@ def _plain(layer: QuantizedLayer, ties: _Ties) -> nn.Module:
         plain._parameters[name] = ties.fold(layer, value)
     else:
         plain.__dict__[name] = value
+    bias = layer.present_bias() if layer.folded_norm else None
+    if bias is not None:
+        plain._parameters["bias"] = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
     return plain.train(training)
+
+
+def _identity(norm: QuantizedBatchNorm) -> nn.Module:
+    """What is left of a norm whose factors are in its layer; gates may hang on it."""
+    plain = nn.Identity().train(norm.training)
+    tables = {n: shallow(value) for n, value in norm.__dict__.items() if n in HOOK_TABLES}
+    plain.__dict__.update(tables)
+    return plain
 
 
 def _plain_norm(norm: QuantizedBatchNorm) -> nn.Module:
@@ -123,9 +153,9 @@ def _plain_norm(norm: QuantizedBatchNorm) -> nn.Module:
 
 def _plain_class(layer: nn.Module) -> type[nn.Module]:
     """The framework's own class that a hand-written quantised layer or norm was built on."""
+    ours = (QuantizedLayer, QuantizedBatchNorm)
     for base in type(layer).__mro__:
-        if not issubclass(base, QuantizedLayer | QuantizedBatchNorm) and issubclass(
-            base, nn.Module
-        ):
+        inside = issubclass(base, ours) or any(issubclass(kind, base) for kind in ours)
+        if not inside and issubclass(base, nn.Module):
             return base
     raise ConversionError(f"{type(layer).__name__} is built on no layer of a framework.")

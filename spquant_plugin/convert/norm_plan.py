@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..config import QuantizedNorm
+from ..config import QuantizedNorm, TemporalTernaryWeights, _Weights
 from ..modules.gates import ChannelGate
 from ..modules.layers import TORCH_NORMS
 from ..modules.quantized_layer import QuantizedLayer
@@ -55,7 +55,8 @@ class NormPlanner:
             row = replace(row, reason=reason)
             if step is not None:
                 plan.norms.append(step)
-                row = replace(row, action="quantize", bits=str(config.norm.bits))
+                bits = "" if config.norm.bits is None else str(config.norm.bits)
+                row = replace(row, action="quantize", bits=bits)
             elif self.selection.names_exactly(row.path):
                 row = replace(row, action="refuse", reason=f"{reason}. Set norm=None for it")
             plan.rows[index] = row
@@ -71,10 +72,11 @@ class NormPlanner:
         if reason is None:
             layer, reason = self._layer(path)
         if reason is None and layer is not None:
-            weights = {step.path for step in quantized if step.weights is not None}
+            weights = {step.path: step.weights for step in quantized}
             reason = next(self._layer_obstacles(path, layer, weights), None)
         if reason is None and layer is not None and target is not None:
-            return NormStep(path, target, rule, layer), f"{rule.mode}, with the scale of {layer}"
+            told = "folded into" if rule.mode == "fold" else f"{rule.mode}, with the scale of"
+            return NormStep(path, target, rule, layer), f"{told} {layer}"
         self.reasons[path] = reason or ""
         return None, f"normalisation stays in float: {reason}"
 
@@ -122,13 +124,19 @@ class NormPlanner:
             return None, "what it is given is not the output of one layer as it is"
         return layers[0], None
 
-    def _layer_obstacles(self, path: str, layer: str, quantized: set[str]) -> Iterator[str]:
+    def _layer_obstacles(
+        self, path: str, layer: str, quantized: dict[str, _Weights | None]
+    ) -> Iterator[str]:
         trace, module = self.trace, self.modules[layer]
         if trace is None:
             return
-        converted = isinstance(module, QuantizedLayer) and module.weight_quantizer is not None
-        if layer not in quantized and not converted:
+        weights = quantized.get(layer)
+        if isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:
+            weights = module.weight_quantizer.rule
+        if weights is None:
             yield f"{layer} is no layer with quantised weights, whose sums are whole numbers"
+        if isinstance(weights, TemporalTernaryWeights):
+            yield f"the weights of {layer} change with the time step, so that no one factor fits"
         places = [p for p, m in self.selection.modules if m is module]
         if len(places) > 1:
             yield f"shared: {layer} stands at {', '.join(places)}"

@@ -2,6 +2,9 @@ r"""What every quantised batch norm adds to its framework's norm.
 
 It takes a layer's raw sums, before scale and bias, and returns :math:`(m_c x + n_c)\,2^{-k}` with
 whole ``m`` and ``n``. Computed as written: exact as long as all whole numbers stay below 2^24.
+
+In mode ``fold`` the layer computes with the norm's factors inside its weight and bias, and the norm
+returns what it is given.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import QuantizedNorm
+from ..config import QuantizedNorm, TemporalTernaryWeights
 from ..errors import ConfigError, ConversionError
-from ..functional.norm import Factors, dyadic_factors, moments
+from ..functional.norm import Factors, dyadic_factors, folded_factors, moments
+from ..functional.weights import per_channel
 from .quantized_layer import QuantizedLayer, shallow
 
 
@@ -31,7 +35,9 @@ class QuantizedBatchNorm(nn.Module):
 
     The norm's parameters and buffers keep their keys, and it has no others. ``layer``, the
     quantised layer whose output it is given, hands its scale and bias on from then on: it returns
-    raw sums, and the norm takes their statistics as if scale and bias had been applied.
+    raw sums, and the norm takes their statistics as if scale and bias had been applied. In mode
+    ``fold`` the layer asks the norm for weight and bias instead, and the statistics are those of
+    the layer in float.
     """
 
     weight: Any  # the framework's own
@@ -78,14 +84,20 @@ class QuantizedBatchNorm(nn.Module):
         self.rule = rule
         # In a tuple: the layer is a module of the network, not of the norm.
         self._layer = (layer,)
-        layer.hands_scale_on = True
+        if rule.mode == "fold":
+            layer.folded_norm = (self,)
+            layer.refit()  # to the weight with the norm's factors
+        else:
+            layer.hands_scale_on = True
 
     def _unfit(self, layer: object) -> str | None:
         if not isinstance(layer, QuantizedLayer) or layer.weight_quantizer is None:
             return "the layer must have quantised weights, whose sums are whole numbers"
+        if isinstance(layer.weight_quantizer.rule, TemporalTernaryWeights):
+            return "the layer's weights must not change with the time step, or no one factor fits"
         if self.running_mean is None:
             return "the norm must keep running statistics, or it has no fixed factors"
-        if layer.hands_scale_on:
+        if layer.hands_scale_on or layer.folded_norm:
             return "the layer hands its scale on to another norm already, and must have one"
         channels = layer.rows(layer.weight).shape[0]
         if channels != self.num_features:
@@ -101,6 +113,8 @@ class QuantizedBatchNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         axis = self._channel_axis(input)
+        if self.rule.mode == "fold":
+            return input
         scale = self.layer.handed_scale
         if scale is None:
             raise ConversionError(
@@ -130,18 +144,51 @@ class QuantizedBatchNorm(nn.Module):
         own._check_input_dim(input.narrow(0, 0, 0).flatten(0, 1))  # of one step, without its data
         return 2
 
+    def folded(
+        self, sums: Tensor | None = None, channel_dim: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the layer with this norm inside, before they are quantised.
+
+        By the running statistics; or by those of a batch, of which ``sums`` are what the layer in
+        float makes without its bias. ``channel_dim`` counts from the end.
+        """
+        if sums is None:
+            mean, variance = self.running_mean, self.running_var
+        else:
+            sums = sums.to(torch.promote_types(sums.dtype, torch.float32))
+            mean, variance = self._measure(sums, sums.ndim + channel_dim, 1.0)
+        factor, offset = folded_factors(
+            *self._affine(mean), mean, variance, self.eps, layer_bias=self._layer_bias()
+        )
+        layer = self.layer
+        rows = layer.rows(layer.weight)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        folded = rows * per_channel(factor.to(wide), rows)
+        return layer.unrows(folded.to(rows.dtype)), offset.to(rows.dtype)
+
     def _factors(self, mean: Tensor, variance: Tensor, scale: Tensor | float) -> Factors:
-        bias = self.layer.bias
+        if self.rule.bits is None:
+            raise ConversionError(
+                f"{self._name()}: in mode 'fold' a norm has no whole factors of its own. Read "
+                "quantized_weight() and present_bias() of its layer."
+            )
         return dyadic_factors(
-            torch.ones_like(mean) if self.weight is None else self.weight,
-            torch.zeros_like(mean) if self.bias is None else self.bias,
+            *self._affine(mean),
             mean,
             variance,
             self.eps,
             bits=self.rule.bits,
+            powers=self.rule.mode == "shift",
             scale=scale,
-            layer_bias=0.0 if bias is None else bias,
+            layer_bias=self._layer_bias(),
         )
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.ones_like(like) if self.weight is None else self.weight
+        return weight, torch.zeros_like(like) if self.bias is None else self.bias
+
+    def _layer_bias(self) -> Tensor | float:
+        return 0.0 if self.layer.bias is None else self.layer.bias
 
     def _measure(self, x: Tensor, axis: int, scale: Tensor | float) -> tuple[Tensor, Tensor]:
         """Statistics of this batch, of the sums with scale and bias."""
@@ -214,4 +261,5 @@ class QuantizedBatchNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.rule.mode} {self.rule.bits} bit"
+        bits = "" if self.rule.bits is None else f" {self.rule.bits} bit"
+        return f"{super().extra_repr()}, {self.rule.mode}{bits}"
