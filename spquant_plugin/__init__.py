@@ -7,17 +7,20 @@ learnable thresholds. Importing this package loads torch and neither host.
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
-from . import errors, functional, kernels, presets
+from . import distill, errors, functional, kernels, presets
 from .analysis import Report, analyze, compare
 from .config import (
     AdditivePowerOfTwoWeights,
     BinaryMembrane,
     ChannelGate,
     LearnableThreshold,
+    MintMembrane,
+    MintWeights,
     PowerOfTwoWeights,
     QuantizedNorm,
     SpatialGate,
     SpQuantConfig,
+    TemporalTernaryWeights,
     TernaryMembrane,
     TernaryWeights,
     Triangle,
@@ -56,6 +59,8 @@ __all__ = [
     "IntegerNetwork",
     "LearnableThreshold",
     "LoadReport",
+    "MintMembrane",
+    "MintWeights",
     "PowerOfTwoWeights",
     "QuantizedNorm",
     "Report",
@@ -64,6 +69,7 @@ __all__ = [
     "SpQuantWarning",
     "SpatialGate",
     "Status",
+    "TemporalTernaryWeights",
     "TernaryMembrane",
     "TernaryWeights",
     "Triangle",
@@ -77,6 +83,7 @@ __all__ = [
     "compare",
     "convert",
     "convert_",
+    "distill",
     "errors",
     "export_c",
     "export_nir",

@@ -37,12 +37,20 @@ class ModelError(SpQuantError, ValueError):
     """A network is asked for that does not exist or cannot take this size."""
 
 
+class TimestepError(SpQuantError, ValueError):
+    """A weight that changes with the time step is asked for a step that it does not have."""
+
+
 class GateError(SpQuantError, ValueError):
     """A gate cannot decide with what it was given, or a network holds none."""
 
 
 class AnalysisError(SpQuantError, ValueError):
     """A report cannot be made from what was given."""
+
+
+class DistillationError(SpQuantError, ValueError):
+    """A student cannot learn from a teacher with what was given."""
 
 
 class DataError(SpQuantError, ValueError):

@@ -277,7 +277,7 @@ BAD = [
     ],
     (spq.SpQuantConfig, {"surrogate": spq.LearnableThreshold()}, "surrogate", "Triangle"),
     (spq.SpQuantConfig, {"threshold": 1.0}, "threshold", "LearnableThreshold"),
-    (spq.SpQuantConfig, {"weights": 2}, "weights", "AdditivePowerOfTwoWeights, PowerOfTwoWeights"),
+    (spq.SpQuantConfig, {"weights": 2}, "weights", "AdditivePowerOfTwoWeights, MintWeights"),
     (spq.SpQuantConfig, {"edge_weights": spq.UniformInput()}, "edge_weights", "UniformWeights"),
     (spq.SpQuantConfig, {"input": spq.UniformWeights()}, "input", "UniformInput"),
     (spq.SpQuantConfig, {"overrides": ["head"]}, "overrides", "map selectors to configurations"),

@@ -5,11 +5,20 @@ A record refuses a bad value when it is made, so that no later step needs to che
 
 from .firing import LearnableThreshold, Triangle
 from .gates import ChannelGate, SpatialGate
-from .membrane import SHAPES, BinaryMembrane, TernaryMembrane, UniformMembrane, _Membrane
+from .membrane import (
+    SHAPES,
+    BinaryMembrane,
+    MintMembrane,
+    TernaryMembrane,
+    UniformMembrane,
+    _Membrane,
+)
 from .norm import QuantizedNorm
 from .weights import (
     AdditivePowerOfTwoWeights,
+    MintWeights,
     PowerOfTwoWeights,
+    TemporalTernaryWeights,
     TernaryWeights,
     UniformInput,
     UniformWeights,
@@ -23,10 +32,13 @@ __all__ = [
     "BinaryMembrane",
     "ChannelGate",
     "LearnableThreshold",
+    "MintMembrane",
+    "MintWeights",
     "PowerOfTwoWeights",
     "QuantizedNorm",
     "SpQuantConfig",
     "SpatialGate",
+    "TemporalTernaryWeights",
     "TernaryMembrane",
     "TernaryWeights",
     "Triangle",

@@ -94,6 +94,36 @@ class BinaryMembrane(_Membrane):
 
 
 @dataclass(frozen=True)
+class MintMembrane(_Membrane):
+    """Membrane in ``bits`` (2 to 8) bits after MINT, which shares the scale of the layer before.
+
+    Levels are -(2^(b-1) - 1) to 2^(b-1) - 1. The unit is learned and gradients go straight through,
+    so ``unit``, ``shape`` and ``temperature`` stay at their defaults. Neurons need a fixed decay of
+    one half, rest 0 and a hard reset.
+
+    >>> MintMembrane(4).lowest, MintMembrane(4).highest
+    (-7, 7)
+    """
+
+    bits: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole(self, "bits", 2, 8)
+        for name, default in (("unit", "threshold"), ("shape", "sigmoid"), ("temperature", 2.0)):
+            value = getattr(self, name)
+            if value != default:
+                rule = "cannot be set: the unit is learned, gradients go straight through."
+                raise fail(self, name, value, rule)
+
+    def __repr__(self) -> str:
+        return f"MintMembrane(bits={self.bits})"
+
+    highest = property(lambda self: 2 ** (self.bits - 1) - 1)
+    lowest = property(lambda self: 1 - 2 ** (self.bits - 1))
+
+
+@dataclass(frozen=True)
 class UniformMembrane(_Membrane):
     """Membrane on an integer grid, given by ``bits`` (2 to 8) or by ``levels=(low, high)``.
 

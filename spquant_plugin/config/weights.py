@@ -69,6 +69,46 @@ class TernaryWeights(_Weights):
 
 
 @dataclass(frozen=True)
+class TemporalTernaryWeights(_Weights):
+    """Weights that change with the time step, after TaWQ: -a, 0 or a in each.
+
+    A ternary neuron without input noise, driven by the normalised weight, says what the weight is
+    in each of ``timesteps`` steps; so one stored code gives all of them. ``scale="per_step"`` has
+    one ``a`` per output channel and step, ``"shared"`` one per output channel. ``bits`` 3 and 4
+    have 7 and 15 levels in each step, an extension of this package. ``timesteps=None`` takes the
+    number of steps from the input, where a layer is given all of them at once.
+    """
+
+    bits: int = 2
+    scale: str = field(default="per_step", kw_only=True)
+    timesteps: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        whole(self, "bits", 2, 4)
+        choice(self, "scale", ("per_step", "shared"))
+        if self.timesteps is not None:
+            whole(self, "timesteps", 1, 32)
+
+
+@dataclass(frozen=True)
+class MintWeights(_Weights):
+    """Symmetric weights in ``bits`` (2 to 8) bits, with one learned scale for the layer.
+
+    The membrane of the neuron behind the layer shares the scale where it is a ``MintMembrane``.
+    ``start`` says where the scale begins: ``"mean"`` at ``2 mean|W| / sqrt(Q)``, as MINT's authors
+    have it, which clips ever more weights the more bits there are; ``"fit"``, an addition of this
+    package, where the squared error of the weights is least.
+    """
+
+    bits: int = 2
+    start: str = field(default="mean", kw_only=True)
+
+    def __post_init__(self) -> None:
+        whole(self, "bits", 2, 8)
+        choice(self, "start", ("mean", "fit"))
+
+
+@dataclass(frozen=True)
 class UniformInput(Record):
     """An analogue input put on an integer grid: ``2**bits`` levels from ``low`` to ``high``.
 

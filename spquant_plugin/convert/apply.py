@@ -12,6 +12,7 @@ from torch import nn
 from ..config import SpQuantConfig
 from ..errors import ConversionError, SelfFiringWarning
 from ..modules.device import device_of
+from ..modules.mint import share_scale
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from .copying import copy_at_rest
@@ -98,11 +99,31 @@ def _carry_out(model: nn.Module, table: ConversionPlan) -> nn.Module:
         model = _replace(model, old, new)
     for norm in table.norms:
         _quantize_norm(model, norm)
+    for neuron, layer in table.scales.items():
+        share_scale(model.get_submodule(neuron), cast(QuantizedLayer, model.get_submodule(layer)))
     for gate in table.gates:
         _attach_gate(model, gate)
+    model = _tell_time(model, table, hosts)
     for host in hosts.all:
         host.leave(replaced)
         host.enter(model)
+    return model
+
+
+def _tell_time(model: nn.Module, table: ConversionPlan, hosts: Hosts) -> nn.Module:
+    """Have layers whose weight changes with the time step know their step."""
+    layers = {step.path: model.get_submodule(step.path) for step in table.steps}
+    timed = {p: m for p, m in layers.items() if isinstance(m, QuantizedLayer) and m.is_temporal}
+    for path, layer in timed.items():
+        layer.path = path
+        for host in hosts.all:
+            if any(map(host.tells_time, model.modules())):
+                host.attach_counter(layer, model)
+    for module in list(model.modules()):
+        inside = any(layer in timed.values() for layer in module.modules())
+        twin = next(filter(None, (h.time_container(module) for h in hosts.all)), None)
+        if inside and twin is not None:
+            model = _replace(model, module, twin)
     return model
 
 

@@ -164,7 +164,8 @@ def _keys_of_conversion(model: nn.Module) -> tuple[set[str], set[str]]:
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         if isinstance(module, QuantizedNeuron):
-            added |= {f"{prefix}membrane_unit", f"{prefix}threshold_bounds"}
+            ours = ("membrane_unit", "membrane_scale", "threshold_bounds")
+            added |= {prefix + key for key in ours}
             if module.learnable_threshold is not None:
                 widened.add(prefix + module.threshold_name)
         elif isinstance(module, QuantizedLayer) and module.weight_quantizer is not None:

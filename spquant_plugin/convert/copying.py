@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..modules.step_counter import StepCounter
 from .hosts import Hosts
 
 
@@ -26,7 +27,11 @@ def copy_at_rest(model: nn.Module) -> nn.Module:
         for host in hosts.all:
             for state, rest in host.states(module):
                 memo[id(state)] = rest
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        if isinstance(module, StepCounter):
+            module.rest()
+    return copied
 
 
 def _held_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -84,6 +84,7 @@ class ConversionPlan:
     pairs: dict[str, Pair] = field(default_factory=dict)
     shows_pairs: bool = False
     self_firing: dict[str, SelfFiring] = field(default_factory=dict)
+    scales: dict[str, str] = field(default_factory=dict)  # of neurons: the layer whose it is
 
     @property
     def refused(self) -> list[PlanRow]:

@@ -8,18 +8,20 @@ from typing import Any
 from torch import nn
 
 from ..config import SpQuantConfig, _Weights
-from ..errors import ConfigError, SelectionError, SpQuantError
+from ..errors import SelectionError, SpQuantError
 from ..modules.host import Host
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from ..modules.quantized_norm import QuantizedBatchNorm
 from .gate_plan import CHANNEL, SPATIAL, GatePlanner, check_sample
-from .hosts import Hosts, require_model
+from .hosts import Hosts
 from .layers import layer_kind, not_finite
+from .mint_plan import MintPlanner, unit_words
 from .norm_plan import NORMS, NormPlanner
 from .pairing import is_neuron, is_synapse
 from .plan import ConversionPlan, LayerStep, NeuronStep, PlanRow
-from .selection import Selection, asks_to_change
+from .selection import Selection, asks_to_change, check_arguments
+from .temporal_plan import TemporalPlanner
 from .trace import INPUT, Trace, is_norm, trace
 
 
@@ -44,21 +46,10 @@ def plan(
     >>> [(row.path, row.action, row.bits) for row in spq.plan(net, spq.presets.quant_snn())]
     [('0', 'quantize', '8'), ('1', 'convert', '2 (1.58)'), ('2', 'quantize', '8')]
     """
-    _check_arguments(model, config, on_unmatched)
+    check_arguments(model, config, on_unmatched)
     selection = Selection(model, config, include, exclude, on_unmatched)
     check_sample(config, selection, sample)
     return _Planner(model, config, sample, selection).build()
-
-
-def _check_arguments(model: object, config: object, on_unmatched: object) -> None:
-    require_model(model)
-    if not isinstance(config, SpQuantConfig):
-        raise ConfigError(
-            f"config = {type(config).__name__}: must be a SpQuantConfig. Use "
-            "spq.SpQuantConfig(...), one of spq.presets, or SpQuantConfig.from_dict of a dict."
-        )
-    if on_unmatched not in ("error", "warn", "ignore"):
-        raise ConfigError(f"on_unmatched = {on_unmatched!r}: must be 'error', 'warn' or 'ignore'.")
 
 
 class _Planner:
@@ -80,6 +71,7 @@ class _Planner:
             self.trace = trace(model, sample, self._is_convertible)
         self.gates = GatePlanner(model, selection, self.hosts, self.trace)
         self.norms = NormPlanner(model, selection, self.hosts, self.trace)
+        self.mint = MintPlanner(model, selection, self.hosts, self.trace)
         self.edges, self.readers = self._edges_and_readers()
 
     def _is_neuron(self, module: nn.Module) -> bool:
@@ -120,7 +112,9 @@ class _Planner:
             part = self._add(path, module)
             if part:
                 skipped[path] = part
+        TemporalPlanner(self.model, self.hosts, self.trace).settle(self.plan)
         self.norms.settle(self.plan)
+        self.mint.settle(self.plan)
         self._add_input_row()
         self.plan.pairs = self.gates.pairs
         self.plan.shows_pairs = any(c.channel_gate for c in self.selection.configs)
@@ -245,7 +239,7 @@ class _Planner:
     ) -> tuple[str, str]:
         parts, bits = [reason], "32"
         if config.membrane is not None:
-            parts.append(f"unit {float(twin.membrane_unit):.4g}")
+            parts += unit_words(twin)
             bits = f"{config.membrane.stored_bits} ({config.membrane.information_bits:.3g})"
         if config.threshold is not None and config.threshold.per_channel:
             parts.append(f"one threshold for each of {twin.threshold_bounds[0].numel()} channels")

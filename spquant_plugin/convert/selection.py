@@ -8,10 +8,23 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from ..config import SpQuantConfig
-from ..errors import SelectionError, SpQuantError, SpQuantWarning
+from ..errors import ConfigError, SelectionError, SpQuantError, SpQuantWarning
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_norm import QuantizedBatchNorm
+from .hosts import require_model
 from .matching import as_selectors, closest, explain_unmatched, unmatched
+
+
+def check_arguments(model: object, config: object, on_unmatched: object) -> None:
+    """Refuse what is no model, no configuration or no way to treat an unmatched selector."""
+    require_model(model)
+    if not isinstance(config, SpQuantConfig):
+        raise ConfigError(
+            f"config = {type(config).__name__}: must be a SpQuantConfig. Use "
+            "spq.SpQuantConfig(...), one of spq.presets, or SpQuantConfig.from_dict of a dict."
+        )
+    if on_unmatched not in ("error", "warn", "ignore"):
+        raise ConfigError(f"on_unmatched = {on_unmatched!r}: must be 'error', 'warn' or 'ignore'.")
 
 
 class Selection:

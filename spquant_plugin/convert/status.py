@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..modules.gates import ChannelGate
+from ..modules.mint import scale_words
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
 from ..modules.quantized_norm import QuantizedBatchNorm
@@ -86,6 +87,8 @@ def _neuron_row(path: str, neuron: QuantizedNeuron) -> StatusRow:
         bits = f"{rule.stored_bits} ({rule.information_bits:.3g})"
         unit = float(neuron.membrane_unit)  # type: ignore[arg-type]
         parts = [f"levels {rule.lowest}..{rule.highest}", f"unit {unit:.4g}"]
+        if neuron.follows_mint:
+            parts[-1] += f" of {scale_words(neuron)}"
     threshold = neuron.threshold_value(torch.zeros(1, 1))
     values = torch.as_tensor(threshold).detach()
     low, high = float(values.min()), float(values.max())
@@ -115,31 +118,38 @@ def _gate_row(path: str, gate: ChannelGate) -> StatusRow:
 
 def _norm_row(path: str, norm: QuantizedBatchNorm, layer: str | None) -> StatusRow:
     parts = [norm.rule.mode, f"behind {type(norm.layer).__name__ if layer is None else layer}"]
+    if norm.rule.mode == "fold":
+        parts = [f"folded into {type(norm.layer).__name__ if layer is None else layer}"]
     bad = sum(int((~t.isfinite()).sum()) for t in (*norm.parameters(), *norm.buffers()))
     if bad:
         parts.append(f"{bad} NaN or infinite values")
-    else:
+    elif norm.rule.mode != "fold":
         multiplier, offset, shift = norm.dyadic()
         for name, values in (("multipliers", multiplier), ("offsets", offset)):
             parts.append(f"{name} {int(values.min())}..{int(values.max())}")
         parts.append(f"over 2^{shift}")
-    return StatusRow(path, type(norm).__name__, str(norm.rule.bits), ", ".join(parts))
+    bits = "" if norm.rule.bits is None else str(norm.rule.bits)
+    return StatusRow(path, type(norm).__name__, bits, ", ".join(parts))
 
 
 @torch.no_grad()
 def _layer_row(path: str, layer: QuantizedLayer) -> StatusRow:
     quantizer, parts, bits = layer.weight_quantizer, [], "32"
     if quantizer is not None:
-        bits = str(quantizer.rule.stored_bits)
+        bits = str(quantizer.stored_bits)
         was_training = quantizer.training
         quantizer.eval()  # reading must not move alpha
-        weight = layer.effective_weight()
+        weight = layer.effective_weight() if not layer.is_temporal else None
+        if weight is None:  # where no input has told the number of steps yet, of one step
+            weight, _ = layer.step_weights(layer.timesteps or 1)
         quantizer.train(was_training)
         zeros = float((weight == 0).double().mean())
         parts = [str(quantizer.rule), f"{zeros:.1%} zeros"]
         bad = int((~layer.weight.isfinite()).sum())
         if bad:
             parts.append(f"{bad} NaN or infinite weights")
+        if not all(bool(own.isfinite().all()) for own in quantizer.parameters()):
+            parts.append("its scale is NaN or infinite")
     if layer.input_quantizer is not None:
         parts.append(f"input {layer.input_quantizer.rule}")
     return StatusRow(path, type(layer).__name__, bits, ", ".join(parts))

@@ -2,6 +2,7 @@
 
 from .gates import ChannelGate, SpatialGate
 from .input_quantizer import InputQuantizer
+from .mint import MintQuantizer
 from .quantized_layer import QuantizedLayer
 from .quantized_norm import DyadicFactors, QuantizedBatchNorm
 from .weight_quantizer import WeightQuantizer, build_weight_quantizer
@@ -10,6 +11,7 @@ __all__ = [
     "ChannelGate",
     "DyadicFactors",
     "InputQuantizer",
+    "MintQuantizer",
     "QuantizedBatchNorm",
     "QuantizedLayer",
     "SpatialGate",

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..config import SpQuantConfig
 from .gates import ChannelGate
 from .layers import TORCH_LAYERS, TORCH_NORMS
+from .neuron import QuantizedNeuron
+from .potential import Keep, Undo, watch_quantized
 from .quantized_layer import QuantizedLayer
 from .quantized_norm import QuantizedBatchNorm
 
@@ -57,6 +59,19 @@ class NeuronUpdate:
     soft: bool
 
 
+@dataclass(frozen=True)
+class TimeWay:
+    """How a layer whose weight changes with the time step gets to know its step.
+
+    ``kind`` is "sequence" (it is given all steps), "folded" (a container tells how many steps its
+    batch holds), "counted" (it is called once per step), "unknown" where only a dry run can say, or
+    "refuse". ``reason`` says why for the last two.
+    """
+
+    kind: str
+    reason: str = ""
+
+
 class Host:
     """Base of the two hosts: knows torch's own layers and no neuron."""
 
@@ -73,6 +88,13 @@ class Host:
     def neuron_update(self, module: nn.Module) -> NeuronUpdate | None:
         """What a step of this neuron computes; None where its class is not known."""
         return None
+
+    def watch_potentials(self, neuron: nn.Module, keep: Keep) -> Undo | None:
+        """Have ``keep`` told the potentials before firing of every forward, until undone.
+
+        None where this neuron's potential is not known.
+        """
+        return watch_quantized(neuron, keep) if isinstance(neuron, QuantizedNeuron) else None
 
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None
@@ -94,6 +116,24 @@ class Host:
 
     def reset(self, module: nn.Module) -> None:
         """Bring one module to rest, if it is of this host."""
+
+    def tells_time(self, module: nn.Module) -> bool:
+        """Whether a module of this host knows when a sequence begins."""
+        return self.neuron_kind(module) is not None
+
+    def time_way(self, model: nn.Module, path: str) -> TimeWay:
+        """How the weight layer at this path of a model gets to know the time step."""
+        return TimeWay("counted")
+
+    def time_container(self, module: nn.Module) -> nn.Module | None:
+        """The twin of a container that folds steps into the batch, if it is one."""
+        return None
+
+    def attach_counter(self, layer: QuantizedLayer, model: nn.Module) -> None:
+        """Have a layer whose weights change with the time step hear where sequences begin.
+
+        For frameworks whose layers know no time; others build their counters with the layer.
+        """
 
     def enter(self, model: nn.Module) -> None:
         """Make a changed or copied model known to the host's global books."""

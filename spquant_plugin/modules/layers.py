@@ -50,11 +50,11 @@ class QuantizedLinear(LinearMixin, nn.Linear):
 
 
 class QuantizedBatchNorm1d(QuantizedBatchNorm, nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` with dyadic factors."""
+    """:class:`torch.nn.BatchNorm1d` in a quantised form, by default with dyadic factors."""
 
 
 class QuantizedBatchNorm2d(QuantizedBatchNorm, nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` with dyadic factors.
+    """:class:`torch.nn.BatchNorm2d` in a quantised form, by default with dyadic factors.
 
     >>> import torch, spquant_plugin as spq
     >>> conv = QuantizedConv2d(1, 4, 3, weights=spq.UniformWeights(4))
@@ -67,7 +67,7 @@ class QuantizedBatchNorm2d(QuantizedBatchNorm, nn.BatchNorm2d):
 
 
 class QuantizedBatchNorm3d(QuantizedBatchNorm, nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` with dyadic factors."""
+    """:class:`torch.nn.BatchNorm3d` in a quantised form, by default with dyadic factors."""
 
 
 TORCH_LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {

@@ -21,19 +21,18 @@ from ..functional.membrane import state_dtype
 from ..functional.threshold import bounded_threshold, threshold_distance
 from ..kernels import Rule, Sequence, membrane_sequence
 from .device import device_of
-from .gate_source import GateSource
+from .mint import MintNeuron
 from .outcome import Outcome
 from .self_firing import SelfFiring
 from .spatial_gate import SpatialGate, _SpatialGate
 
 
-class QuantizedNeuron(GateSource):
+class QuantizedNeuron(MintNeuron):
     """Mixin: put before a host's neuron class, and call :meth:`install` to end ``__init__``."""
 
     threshold_name = "threshold"
     membrane: _Membrane | None
     learnable_threshold: LearnableThreshold | None
-    membrane_unit: Tensor | None
     threshold_bounds: Tensor
     initial_threshold: Any
 
@@ -75,11 +74,28 @@ class QuantizedNeuron(GateSource):
         self.spatial_gate = spatial_gate
         self.membrane = membrane
         self.learnable_threshold = learnable_threshold
-        unit = None if membrane is None else torch.zeros((), dtype=self._constant_dtype())
-        self.register_buffer("membrane_unit", unit if unit is None else unit.to(device_of(self)))
+        self._add_unit()
         if learnable_threshold is not None:
             self._learn_threshold(learnable_threshold, channels)
         self.refit()
+
+    def _add_unit(self) -> None:
+        # Not by register_buffer, which refuses a name that the class reads as a property.
+        self._buffers.pop("membrane_unit", None)
+        self._parameters.pop("membrane_scale", None)
+        unit = torch.zeros((), dtype=self._constant_dtype(), device=device_of(self))
+        if self.follows_mint:
+            self.add_scale(unit)
+        else:
+            self._buffers["membrane_unit"] = None if self.membrane is None else unit
+
+    @property
+    def membrane_unit(self) -> Tensor | None:
+        """Size of one stored level; None for a float membrane."""
+        if self.follows_mint:
+            like = self.membrane_scale.detach()
+            return self.unit_in_use(like.to(state_dtype(like))).detach()
+        return self._buffers["membrane_unit"]
 
     def _constant_dtype(self) -> torch.dtype:
         """Precision of unit and bounds: the module's own, and at least the default one."""
@@ -128,7 +144,10 @@ class QuantizedNeuron(GateSource):
     def refit(self) -> None:
         """Take unit and bounds from the present threshold, as after loading a float checkpoint."""
         threshold = self.smallest_threshold()
-        if self.membrane is not None:
+        self.check_mint()
+        if self.follows_mint:
+            self.fit_scale(threshold)
+        elif self.membrane is not None:
             self.membrane_unit.copy_(torch.tensor(self._fresh_unit(self.membrane, threshold)))  # type: ignore[union-attr]
         if self.learnable_threshold is not None:
             low, high = self.learnable_threshold.bounds
@@ -298,6 +317,8 @@ class QuantizedNeuron(GateSource):
         rule = self.membrane
         if rule is None:
             raise ConversionError(f"{type(self).__name__} keeps its membrane in float: no levels.")
+        if self.follows_mint:
+            return self.silent_mint_level(self.smallest_threshold())
         unit = float(self.membrane_unit)  # type: ignore[arg-type]
         return fm.self_firing_level(
             self.smallest_threshold(), unit, self.rest, rule.lowest, rule.highest, rule.cut_points

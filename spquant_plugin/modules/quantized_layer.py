@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import UniformInput, _Weights, check_kind
+from ..errors import ConversionError
 from ..functional.weights import per_channel
 from .input_quantizer import InputQuantizer
+from .temporal_layer import TemporalLayer, is_float16
 from .weight_quantizer import WeightQuantizer, build_weight_quantizer
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(TemporalLayer):
     """Mixin: put before a framework's layer class, and call :meth:`quantize` once."""
 
     weight: Any  # the framework's own
@@ -32,6 +34,9 @@ class QuantizedLayer(nn.Module):
     # A quantised norm takes scale and bias over: the layer then returns its sums as they are.
     hands_scale_on: bool = False
     handed_scale: Tensor | float | None = None  # of the last forward
+    # The norm that goes into weight and bias before they are quantised. In a tuple: it is a module
+    # of the network, not of the layer.
+    folded_norm: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -64,12 +69,13 @@ class QuantizedLayer(nn.Module):
         for part in (self.weight_quantizer, self.input_quantizer):
             if part is not None:
                 part.to(self.weight.device).train(self.training)
+        self.prepare_for_time()
         self.refit()
 
     def refit(self) -> None:
         """Fit the quantiser to the weight anew, as after loading a float checkpoint."""
         if self.weight_quantizer is not None:
-            self.weight_quantizer.initialize(self.rows(self.weight))
+            self.weight_quantizer.initialize(self.rows(self._folded()[0]))
 
     # The layout of a weight: a transposed convolution keeps its output channels elsewhere.
 
@@ -83,10 +89,27 @@ class QuantizedLayer(nn.Module):
 
     def quantized_weight(self) -> tuple[Tensor, Tensor | None]:
         """Levels in the weight's own layout, and their scale per output channel."""
+        return self._quantized(self._folded()[0])
+
+    def _quantized(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.weight_quantizer is None:
-            return self.weight, None
-        levels, scale = self.weight_quantizer(self.rows(self.weight))
+            return weight, None
+        if self.is_temporal:
+            raise ConversionError(
+                f"{self._name()}: its weight changes with the time step, so there is none for no "
+                "step. Use step_weights()."
+            )
+        levels, scale = self.weight_quantizer(self.rows(weight))
         return self.unrows(levels), None if scale is None else scale.flatten()
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
+        """Float weight and bias of eval mode: where a norm is folded in, with its factors."""
+        return self.folded_norm[0].folded() if self.folded_norm else (self.weight, self.bias)
+
+    @torch.no_grad()
+    def present_bias(self) -> Tensor | None:
+        """The bias in eval mode, with that of a folded norm."""
+        return self._folded()[1]
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with, in the weight's own layout."""
@@ -106,11 +129,18 @@ class QuantizedLayer(nn.Module):
 
         ``channel_dim`` counts from the end, so that a missing batch dimension does no harm.
         """
-        levels, scale = self.quantized_weight()
+        if self.is_temporal:
+            return self.run_in_time(operation, x, channel_dim)
         step = None
         if self.input_quantizer is not None:
             x, step = self.input_quantizer(x)
-        if _is_float16(x):
+        if self.folded_norm and self.folded_norm[0].training:
+            sums = operation(x if step is None else x * step, self.weight)
+            weight, bias = self.folded_norm[0].folded(sums, channel_dim)
+        else:
+            weight, bias = self._folded()
+        levels, scale = self._quantized(weight)
+        if is_float16(x):
             # Sums of whole numbers leave float16's range; there the scales go in first.
             levels, x = self._scaled(levels, scale), x if step is None else x * step
             scale = step = None
@@ -125,8 +155,8 @@ class QuantizedLayer(nn.Module):
             y = y * factor.view(-1, *trailing)
         elif step is not None:
             y = y * step
-        if self.bias is not None:
-            y = y + self.bias.view(-1, *trailing)
+        if bias is not None:
+            y = y + bias.view(-1, *trailing)
         return y.to(dtype)
 
     @torch.no_grad()
@@ -156,12 +186,6 @@ def _product(scale: Tensor | None, step: float | None) -> Tensor | float:
     return scale if step is None else scale * step
 
 
-def _is_float16(x: Tensor) -> bool:
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type) == torch.float16
-    return x.dtype == torch.float16
-
-
 def shallow(value: Any) -> Any:
     """Containers are copied, so that the twin's own modules do not appear in the original."""
     return value.copy() if isinstance(value, dict) else value
@@ -170,14 +194,24 @@ def shallow(value: Any) -> Any:
 class ConvMixin(QuantizedLayer):
     """Convolutions, by their one computing method."""
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    changes_with_time = True
+
+    def operation(self) -> tuple[Operation, int]:
         parent = super()._conv_forward  # type: ignore[misc]
-        dimensions = weight.ndim - 2
-        return self.run(lambda x, levels: parent(x, levels, None), input, -1 - dimensions)
+        return lambda x, levels: parent(x, levels, None), 1 - self.weight.ndim
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        operation, channel_dim = self.operation()
+        return self.run(operation, input, channel_dim)
 
 
 class LinearMixin(QuantizedLayer):
     """Linear layers."""
+
+    changes_with_time = True
+
+    def operation(self) -> tuple[Operation, int]:
+        return F.linear, -1
 
     def forward(self, input: Tensor) -> Tensor:
         return self.run(F.linear, input, -1)

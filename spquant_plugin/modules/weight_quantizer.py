@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import config as cfg
+from ..errors import ConversionError
+from ..functional import temporal as ft
 from ..functional import weights as fw
+from ..kernels.temporal import step_levels
 from ..kernels.weights import Grid, quantize_rows, scale_errors
 
 
@@ -29,6 +32,11 @@ class WeightQuantizer(nn.Module):
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the levels, differentiable straight through, and their scale."""
         raise NotImplementedError
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that one stored weight takes in memory."""
+        return self.rule.stored_bits
 
     def extra_repr(self) -> str:
         return repr(self.rule)
@@ -128,11 +136,41 @@ class TernaryQuantizer(WeightQuantizer):
         return fw.straight_through(rows, levels, scale, inside), scale
 
 
+class TemporalQuantizer(WeightQuantizer):
+    """Levels that change with the time step, each time straight from the weight: nothing is kept.
+
+    ``timesteps`` is the rule's; where that is None, the number that was first asked for.
+    """
+
+    rule: cfg.TemporalTernaryWeights
+
+    def __init__(self, rule: cfg.TemporalTernaryWeights, channels: int) -> None:
+        super().__init__(rule, channels)
+        self.timesteps = rule.timesteps
+
+    @property
+    def stored_bits(self) -> int:
+        """One code tells all steps; of one step where their number is not known yet."""
+        return ft.code_bits(1 if self.timesteps is None else self.timesteps, self.rule.bits)
+
+    def steps(self, rows: Tensor, timesteps: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Levels of each step, and the scales ``[T, channels]`` of all."""
+        levels, sums = step_levels(rows, timesteps, self.rule.bits)
+        return levels, ft.scale_from_sums(sums, rows[0].numel(), self.rule.scale)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise ConversionError(
+            f"{self.rule}: a weight that changes with the time step has no value without a step. "
+            "Ask the layer for step_weights()."
+        )
+
+
 QUANTIZERS: dict[type[cfg._Weights], type[WeightQuantizer]] = {
     cfg.PowerOfTwoWeights: DyadicQuantizer,
     cfg.AdditivePowerOfTwoWeights: DyadicQuantizer,
     cfg.UniformWeights: UniformQuantizer,
     cfg.TernaryWeights: TernaryQuantizer,
+    cfg.TemporalTernaryWeights: TemporalQuantizer,
 }
 
 

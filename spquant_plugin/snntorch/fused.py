@@ -26,7 +26,7 @@ CURRENT = Rule(reset="none")
 def fused_rule(neuron: _QuantizedStateNeuron, x_seq: Tensor) -> Rule | None:
     """How the fused recurrence runs this neuron, or None where it has to go step by step."""
     slope = fused_slope(neuron.spike_grad)
-    if slope is None or neuron.inhibition or x_seq.ndim < 2:
+    if slope is None or neuron.inhibition or neuron.follows_mint or x_seq.ndim < 2:
         return None
     like = torch.empty_like(x_seq[0], dtype=state_dtype(x_seq))
     constants = [getattr(neuron, name, None) for name in CONSTANTS]

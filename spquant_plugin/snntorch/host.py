@@ -16,8 +16,9 @@ from torch import nn
 from ..config import SpQuantConfig
 from ..errors import ConversionError
 from ..modules.host import Host, NeuronKind, NeuronUpdate, carry_over
+from ..modules.potential import Keep, Undo
 from ..modules.quantized_layer import QuantizedLayer
-from . import surrogate
+from . import step_counter, surrogate
 from .layer import LAYERS, QuantizedOneToOne
 from .neuron import (
     TernaryLapicque,
@@ -26,6 +27,8 @@ from .neuron import (
     TernaryRSynaptic,
     TernarySynaptic,
 )
+from .potential import watch_stock
+from .step_counter import StepClock
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     snn.Leaky: TernaryLeaky,
@@ -71,6 +74,11 @@ class SnnTorchHost(Host):
         soft = leaks is not None and own.reset_mechanism == "subtract"
         return None if leaks is None else NeuronUpdate(leaks, soft)
 
+    def watch_potentials(self, neuron: nn.Module, keep: Keep) -> Undo | None:
+        if type(neuron) in TWINS:
+            return watch_stock(neuron, keep)
+        return super().watch_potentials(neuron, keep)
+
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None
     ) -> nn.Module:
@@ -82,7 +90,15 @@ class SnnTorchHost(Host):
             del SpikingNeuron.instances[known:]  # the half-built neuron entered the list
             raise
 
+    def tells_time(self, module: nn.Module) -> bool:
+        return step_counter.tells_time(module)
+
+    def attach_counter(self, layer: QuantizedLayer, model: nn.Module) -> None:
+        step_counter.attach(layer, model)
+
     def states(self, module: nn.Module) -> Iterable[tuple[Any, Any]]:
+        if isinstance(module, StepClock) and module.left is not None:
+            yield module.left, torch.zeros_like(module.left)
         if not isinstance(module, SpikingNeuron):
             return
         for name in (*STATES, *module._buffers):
@@ -98,6 +114,8 @@ class SnnTorchHost(Host):
                     yield name, value
 
     def reset(self, module: nn.Module) -> None:
+        if isinstance(module, StepClock):
+            module.begin()
         if not isinstance(module, SpikingNeuron):
             return
         for name in (*STATES, *module._buffers):

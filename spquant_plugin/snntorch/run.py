@@ -15,6 +15,7 @@ from ..modules.layers import TORCH_LAYERS, TORCH_NORMS
 from ..modules.neuron import QuantizedNeuron
 from .fused import fused_rule
 from .neuron import TernaryLapicque, TernaryLeaky, TernarySynaptic
+from .step_counter import StepClock, all_steps, clocks, in_time
 
 FUSED = (TernaryLeaky, TernaryLapicque, TernarySynaptic)
 # Layers without a state, and the axes that a batch of their inputs has. Time joins the batch; where
@@ -62,6 +63,9 @@ def run(net: nn.Module, x_seq: Tensor) -> Any:
     sums can then differ in their last bits, and a potential that lies that close to the threshold
     fires in one of the two only. Where sums are exact, as those of spikes and power-of-two weights
     are, nothing differs.
+
+    Layers whose weights change with the time step are given a whole sequence at once where it
+    begins and ends here, and go on step by step where it does not.
 
     A learnable threshold that lies on one of its bounds passes a gradient that leads inside: the
     loop asks that of each step, a run of the sum over the steps. A channel gate's ``open_mask`` is
@@ -131,12 +135,16 @@ class _Steps:
         module: Any = unit.module
         if type(module) not in FUSED:
             self._show()
-            result = _at_once(module, value)
+            result = all_steps(module, value) if in_time(module) else _at_once(module, value)
             return self._loop(group, value) if result is None else result
         rule = fused_rule(module, value)
         if rule is None:
             return self._loop(group, value)
+        for clock in clocks(module):
+            clock.listen()
         result = module.run_sequence(value, rule)
+        for clock in clocks(module):
+            clock.ran(self.count)
         if module.watched:
             self.told[module] = _Told(module.level_sums, module.began)
         return result
@@ -253,7 +261,9 @@ def _groups(units: list[_Unit]) -> list[_Group]:
     places: dict[ChannelGate, list[int]] = {}
     homes = {m: k for k, unit in reversed(list(enumerate(units))) for m in unit.module.modules()}
     for k, unit in enumerate(units):
-        alone[k] = alone[k] and not _is_altered(unit.module)
+        # Gates hear and change what a layer is called with, and are not told of what it runs here.
+        hooked = in_time(unit.module) and _hooks(unit.module)
+        alone[k] = not hooked and alone[k] and not _is_altered(unit.module)
         for gate in _gates(unit.module, inside=not alone[k]):
             places.setdefault(gate, []).append(k)
     for gate, where in places.items():
@@ -284,7 +294,9 @@ def _shared(units: list[_Unit]) -> Iterator[tuple[int, int]]:
     """Spans between the uses of one module: it may carry something from the one to the other."""
     uses: dict[nn.Module, list[int]] = {}
     for k, unit in enumerate(units):
-        for module in () if _folds(unit.module) else unit.module.modules():
+        # A layer whose weight changes counts its calls in their order.
+        carries = not _folds(unit.module) or in_time(unit.module)
+        for module in unit.module.modules() if carries else ():
             if module is unit.module or module._parameters or module._buffers:
                 uses.setdefault(module, []).append(k)
     for where in uses.values():
@@ -298,6 +310,8 @@ def _folds(module: nn.Module) -> bool:
     kind = type(module)
     if kind in NORMS:
         return not own.training and own.running_mean is not None
+    if getattr(own, "folded_norm", ()) and own.folded_norm[0].training:
+        return False  # it takes the statistics of each step
     if kind in DROPOUTS:
         return not own.training
     if kind in (nn.Flatten, nn.Unflatten):
@@ -311,9 +325,11 @@ def _hooks(module: nn.Module) -> list[Any]:
     return [hook for name in HOOKS for hook in getattr(module, name).values()]
 
 
-def _owner(hook: object) -> ChannelGate | None:
-    """The channel gate whose method a hook is. It knows how to act on all steps together."""
+def _owner(hook: object) -> ChannelGate | StepClock | None:
+    """The module of the network whose method a hook is, where it can act on all steps together."""
     owner = getattr(hook, "__self__", None)
+    if isinstance(owner, StepClock):
+        return owner
     return owner if type(owner) is ChannelGate and owner.channel_dim is not None else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from snntorch._neurons.neurons import SpikingNeuron
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LearnableThreshold, TernaryMembrane, _Membrane
 from ..errors import ConversionError
@@ -90,6 +90,20 @@ class _QuantizedStateNeuron(QuantizedNeuron):
     def decay(self) -> Tensor:
         """Share of the membrane that one step keeps."""
         return self.beta.clamp(0, 1)
+
+    def mint_obstacle(self) -> str | None:
+        if not self.zero_keeps_input:
+            return "it is no Leaky, and what it adds or drops is no whole number of units"
+        decay = self.decay().detach()
+        if not bool((decay == 0.5).all()):
+            kept = float(decay.flatten()[int((decay - 0.5).abs().argmax())])
+            return f"it keeps {kept:g} of its membrane in each step"
+        if isinstance(self.beta, nn.Parameter):
+            return "it learns its decay (learn_beta=True)"
+        if self.inhibition:
+            return "its neurons compete (inhibition=True)"
+        kind = self.reset_mechanism
+        return None if kind == "zero" else f"its reset is reset_mechanism={kind!r}"
 
     def largest_decay(self) -> float:
         return float(self.decay().detach().double().max())
@@ -191,15 +205,29 @@ class _QuantizedStateNeuron(QuantizedNeuron):
     def _decide(self, *currents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The potential, spikes, the comparison behind them, and the stored membrane."""
         threshold = self.threshold_value(currents[0])
+        if self.follows_mint:
+            return self._decide_mint(currents[0], threshold)
         potential = self._charged(currents, self._late_reset(threshold), threshold)
         spikes, compared = self._fire(potential, threshold)
         stored = self.store(self._early_reset(potential, spikes, threshold))
         return potential, spikes, compared, stored
 
+    def _decide_mint(
+        self, current: Tensor, threshold: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `_decide`. The membrane is stored after reset and leak, whenever the host resets."""
+        levels, unit = self.mint_charge(current, self.mem)
+        potential = levels * unit
+        spikes, compared = self._fire(potential, threshold)
+        # A late reset is the host's, which passes no gradient.
+        acting = spikes.detach() if self.reset_delay else spikes
+        return potential, spikes, compared, self.mint_store(levels, acting, unit)
+
     @property
     def remembers(self) -> bool:  # type: ignore[override]
         """Whether a spike resets in the next step only."""
-        return bool(self.reset_delay) and self.reset_mechanism != "none"
+        late = bool(self.reset_delay) and self.reset_mechanism != "none"
+        return late and not self.follows_mint
 
     @property
     def spike_size(self) -> float:  # type: ignore[override]

@@ -6,19 +6,25 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from spikingjelly.activation_based import base, functional, neuron
+from spikingjelly.activation_based import base, functional, layer, neuron
 from spikingjelly.activation_based.functional import net_config
 from torch import nn
 
 from ..config import SpQuantConfig
-from ..modules.host import Host, NeuronKind, NeuronUpdate, carry_over
+from ..modules.host import Host, NeuronKind, NeuronUpdate, TimeWay, carry_over
+from ..modules.potential import Keep, Undo
+from ..modules.quantized_layer import QuantizedLayer
 from . import surrogate
+from .container import TemporalSeqToANNContainer
 from .layer import LAYERS, NORMS, ChannelGate
 from .neuron import (
     TernaryMembraneIFNode,
     TernaryMembraneLIFNode,
     TernaryMembraneParametricLIFNode,
 )
+from .potential import watch_stock
+from .step_counter import StepCounter
+from .time_way import time_way
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     neuron.IFNode: TernaryMembraneIFNode,
@@ -60,6 +66,31 @@ class SpikingJellyHost(Host):
         own: Any = module
         leaks = LEAKS.get(type(module))
         return None if leaks is None else NeuronUpdate(leaks, soft=own.v_reset is None)
+
+    def tells_time(self, module: nn.Module) -> bool:
+        return isinstance(module, base.StepModule)
+
+    def time_way(self, model: nn.Module, path: str) -> TimeWay:
+        return time_way(model, path)
+
+    def time_container(self, module: nn.Module) -> nn.Module | None:
+        if type(module) is not layer.SeqToANNContainer:
+            return None
+        return TemporalSeqToANNContainer.from_host(module)
+
+    def attach_counter(self, layer: QuantizedLayer, model: nn.Module) -> None:
+        path = next(path for path, module in model.named_modules() if module is layer)
+        way = time_way(model, path)
+        if layer.counter is None and way.kind != "folded":
+            counter: Any = StepCounter()
+            # In a network of sequences a layer of torch's own passed the dry run with sequences.
+            counter.step_mode = "m" if way.kind == "unknown" else "s"
+            layer.counter = counter
+
+    def watch_potentials(self, neuron: nn.Module, keep: Keep) -> Undo | None:
+        if type(neuron) in TWINS:
+            return watch_stock(neuron, keep)
+        return super().watch_potentials(neuron, keep)
 
     def build_neuron(
         self, neuron: nn.Module, config: SpQuantConfig, channels: int | None

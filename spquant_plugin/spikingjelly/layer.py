@@ -19,6 +19,7 @@ from ..modules.quantized_layer import (
     QuantizedLayer,
 )
 from ..modules.quantized_norm import QuantizedBatchNorm
+from .step_counter import StepCounter
 
 __all__ = [
     "ChannelGate",
@@ -54,11 +55,32 @@ class ChannelGate(gates.ChannelGate, base.StepModule):
         return 2 if self.step_mode == "m" else 1
 
 
-class QuantizedConv1d(ConvMixin, layer.Conv1d):
+class _Stepped(QuantizedLayer):
+    """The step mode says whether a layer is given one step or all."""
+
+    step_mode: str
+
+    @property
+    def takes_sequences(self) -> bool:
+        return self.step_mode == "m"
+
+    def build_counter(self) -> StepCounter:
+        return StepCounter()
+
+
+class _StepConv(_Stepped, ConvMixin):
+    def forward(self, x: Tensor) -> Tensor:
+        # A sequence of fewer dimensions is an error that the host's own layer words.
+        if self.is_temporal and self.takes_sequences and x.ndim == self.weight.ndim + 1:
+            return self.forward_steps(x)
+        return super().forward(x)
+
+
+class QuantizedConv1d(_StepConv, layer.Conv1d):
     """SpikingJelly's ``Conv1d`` on quantised weights."""
 
 
-class QuantizedConv2d(ConvMixin, layer.Conv2d):
+class QuantizedConv2d(_StepConv, layer.Conv2d):
     """SpikingJelly's ``Conv2d`` on quantised weights.
 
     >>> import torch, spquant_plugin as spq
@@ -68,7 +90,7 @@ class QuantizedConv2d(ConvMixin, layer.Conv2d):
     """
 
 
-class QuantizedConv3d(ConvMixin, layer.Conv3d):
+class QuantizedConv3d(_StepConv, layer.Conv3d):
     """SpikingJelly's ``Conv3d`` on quantised weights."""
 
 
@@ -98,16 +120,16 @@ class QuantizedConvTranspose3d(_StepTransposed, layer.ConvTranspose3d):
     """SpikingJelly's ``ConvTranspose3d`` on quantised weights."""
 
 
-class QuantizedLinear(LinearMixin, layer.Linear):
+class QuantizedLinear(_Stepped, LinearMixin, layer.Linear):
     """SpikingJelly's ``Linear`` on quantised weights."""
 
 
 class QuantizedBatchNorm1d(QuantizedBatchNorm, layer.BatchNorm1d):
-    """SpikingJelly's ``BatchNorm1d`` with dyadic factors."""
+    """SpikingJelly's ``BatchNorm1d`` in a quantised form, by default with dyadic factors."""
 
 
 class QuantizedBatchNorm2d(QuantizedBatchNorm, layer.BatchNorm2d):
-    """SpikingJelly's ``BatchNorm2d`` with dyadic factors.
+    """SpikingJelly's ``BatchNorm2d`` in a quantised form, by default with dyadic factors.
 
     >>> import torch, spquant_plugin as spq
     >>> conv = QuantizedConv2d(2, 4, 3, step_mode="m", weights=spq.PowerOfTwoWeights(2))
@@ -118,7 +140,7 @@ class QuantizedBatchNorm2d(QuantizedBatchNorm, layer.BatchNorm2d):
 
 
 class QuantizedBatchNorm3d(QuantizedBatchNorm, layer.BatchNorm3d):
-    """SpikingJelly's ``BatchNorm3d`` with dyadic factors."""
+    """SpikingJelly's ``BatchNorm3d`` in a quantised form, by default with dyadic factors."""
 
 
 LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {

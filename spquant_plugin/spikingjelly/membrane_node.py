@@ -65,6 +65,18 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
     def rest(self) -> float:
         return 0.0 if self.v_reset is None else self.v_reset
 
+    def input_gain(self) -> float:
+        _, gain = self.dynamics(torch.zeros((), dtype=torch.float64))
+        return float(torch.as_tensor(gain).detach())
+
+    def mint_obstacle(self) -> str | None:
+        decay = self.largest_decay()
+        if decay != 0.5:
+            return f"it keeps {decay:g} of its membrane in each step"
+        if hasattr(self, "w"):
+            return "it learns its decay"
+        return None if self.v_reset == 0 else f"its reset is {self.reset_words()}"
+
     def largest_decay(self) -> float:
         decay, _ = self.dynamics(torch.zeros((), dtype=torch.float64))
         return float(torch.as_tensor(decay).detach())
@@ -91,10 +103,15 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         dynamics: tuple[Tensor | float, Tensor | float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Charge, fire, reset, store: the potential, the spikes, and the stored membrane."""
-        decay, gain = dynamics
-        potential = fm.charge(membrane, current, decay, gain, self.rest)
+        if self.follows_mint:
+            levels, unit = self.mint_charge(current, membrane)
+            potential = levels * unit
+        else:
+            potential = fm.charge(membrane, current, *dynamics, self.rest)
         spikes = self.surrogate_function(self.distance(potential, threshold))
         acting = spikes.detach() if self.detach_reset else spikes
+        if self.follows_mint:
+            return potential, spikes, self.mint_store(levels, acting, unit)
         if self.v_reset is None:
             left = fm.soft_reset(potential, acting, self.reset_threshold(threshold))
         else:
@@ -151,7 +168,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         stored: Tensor | None
         reads = bool(self.watched or self.store_v_seq)
         slope = fused_slope(self.surrogate_function)
-        if slope is None:
+        if slope is None or self.follows_mint:
             spikes, membrane, stored = self._step_by_step(x_seq, states)
         elif self.spatial_gate is not None:
             spikes, membrane, stored = self._masked(x_seq, states, slope)
@@ -194,7 +211,7 @@ class _QuantizedMembraneNode(QuantizedNeuron, BaseNode):
         return torch.stack(train), membrane, torch.stack(stored)
 
     def _step_by_step(self, x_seq: Tensor, states: States) -> tuple[Tensor, Tensor, Tensor]:
-        """The way of a surrogate that the fused recurrence does not know."""
+        """The way of a surrogate or membrane that the fused recurrence does not know."""
         membrane: Any = self._start(x_seq, states[0])
         first = self._is_first(states)
         currents = x_seq.to(state_dtype(x_seq))
