@@ -22,7 +22,7 @@ LAYERS = [
     {"modules"},
     {"spikingjelly", "snntorch"},
     {"convert"},
-    {"analysis", "deploy"},
+    {"analysis", "deploy", "distill"},
     {"models", "data"},
 ]
 # Parts that build a host's networks need that host.
