@@ -34,13 +34,14 @@ class LayerCount(Count):
     ``nonzero`` are those where neither is zero, ``effective`` what gates leave of them. Bits are
     proven: of what an input can be, and of what a sum can be. ``gate`` and ``mask`` are the paths
     of the gates that close its channels and its pixels. ``held_bytes`` are the weights as the
-    engine holds them, None where it tells the total alone.
+    engine holds them, None where it tells the total alone. Of weights that change from step to step
+    ``zero_weights`` is the mean over the steps.
     """
 
     summed = ("rows", "inputs", "outputs", "dense", "nonzero", "effective")
 
     weights: int
-    zero_weights: int
+    zero_weights: float
     weight_bits: int
     channels: int
     space: tuple[int, ...]

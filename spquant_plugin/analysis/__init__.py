@@ -1,6 +1,7 @@
 """What a network costs: memory, sparsity, operations and energy, as tables, records and plots."""
 
-from . import agreement, clipping, entropy, hardware
+from . import agreement, clipping, codes, entropy, hardware
+from .codes import plot_weight_patterns
 from .comparison import Comparison, compare
 from .energy import EnergyReport, EnergyRow, MemoryLevel
 from .energy_tables import EnergyTable
@@ -26,7 +27,9 @@ __all__ = [
     "agreement",
     "analyze",
     "clipping",
+    "codes",
     "compare",
     "entropy",
     "hardware",
+    "plot_weight_patterns",
 ]

@@ -94,12 +94,14 @@ class _Counter:
     # Weights.
 
     def _with_weights(self, row: MemoryRow, module: nn.Module) -> MemoryRow:
-        count, bits, size, notes = 0, 0, 0.0, []
+        count, bits, information, size = 0, 0, 0.0, 0.0
+        notes: list[str] = []
         computed = self.measured and parametrize.is_parametrized(module)
         for weight in self.weights[id(module)]:
             bits = 8 * weight.element_size()
             if not self.measured:
-                bits = parts.weight_bits(module, weight)
+                bits, information, said = parts.weight_bits(module, weight, self.mode)
+                notes += [said] if said else []
             first = self.counted.setdefault(id(weight), row.path)
             if first != row.path:
                 notes.append(f"the same weight as {first}, counted there")
@@ -110,8 +112,14 @@ class _Counter:
             notes.append("computed from its parametrizations, which hold the bytes")
         if not self._is_called(row.path):
             notes.append("not called by the sample")
-        note = "; ".join(notes)
-        return replace(row, weights=count, weight_bits=bits, weight_bytes=size, note=note)
+        return replace(
+            row,
+            weights=count,
+            weight_bits=bits,
+            weight_information_bits=information,
+            weight_bytes=size,
+            note="; ".join(notes),
+        )
 
     def _is_called(self, path: str) -> bool:
         """Called itself, or through an outer layer that computes with its weights (attention)."""
@@ -199,7 +207,7 @@ class _Counter:
 
     def _with_other(self, row: MemoryRow, module: nn.Module) -> MemoryRow:
         states = {name for host in self.hosts.all for name, _ in host.named_states(module)}
-        bits = 0 if self.measured else parts.scale_bits(module)
+        bits = 0 if self.measured else parts.scale_bits(module) + parts.folded_bias_bits(module)
         skipped = () if self.measured else parts.TRAINING_ONLY
         for name, tensor in self._others(row.path, module):
             if id(tensor) in self.counted or name in states or name in skipped:
@@ -209,13 +217,17 @@ class _Counter:
         fresh = {id(p): p.numel() for p in module.parameters(recurse=False)}
         parameters = sum(count for key, count in fresh.items() if key not in self.summed)
         self.summed.update(fresh)
-        return replace(row, other_bytes=bits / 8, parameters=parameters)
+        row = replace(row, other_bytes=bits / 8, parameters=parameters)
+        folded = not self.measured and parts.is_folded(module)
+        return replace(row, note="folded into its layer") if folded else row
 
     def _others(self, path: str, module: nn.Module) -> list[tuple[str, Tensor]]:
         """Tensors that are no synapse; scales replace what a quantiser holds, unless measured."""
         held = [(name, t) for name, t in parts.held_tensors(module) if id(t) not in self.synapses]
         if self.measured:
             return held
+        if parts.is_folded(module):
+            return []  # its layer holds what is left of it, a bias
         # What a weight is computed from is no second weight.
         if "parametrizations" in path.split("."):
             return []

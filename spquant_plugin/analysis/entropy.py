@@ -6,6 +6,8 @@ if each level is as frequent as the others. What it holds is the entropy of thei
 .. math::
 
     H = -\sum_k p_k \log_2 p_k .
+
+Levels of weights that change with the time step are counted in all of their steps.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TernaryWeights, UniformWeights
+from ..config import MintWeights, TemporalTernaryWeights, TernaryWeights, UniformWeights
 from ..convert.hosts import Hosts, require_model
 from ..errors import AnalysisError
 from ..modules.quantized_layer import QuantizedLayer
 from ..modules.weight_quantizer import DyadicQuantizer, WeightQuantizer
 from .modules import kind_of, quantizer_of, weights_of
 from .part import ReportPart
+from .temporal import is_temporal, known_steps
 from .units import count_text
 
 HEADER = (
@@ -41,8 +44,9 @@ class EntropyRow:
     """One weight layer, or all of one number of levels taken together.
 
     ``levels`` is how many the quantiser has, ``counts`` how often each occurs that does, in units
-    of the layer's scale. ``negative``, ``zero`` and ``positive`` are shares of 1; ``entropy`` is in
-    bits per weight. They are None for a layer in float, whose ``note`` says so.
+    of the layer's scale; over all ``steps`` where the weights change with the time step.
+    ``negative``, ``zero`` and ``positive`` are shares of 1; ``entropy`` is in bits per weight. They
+    are None for a layer in float, whose ``note`` says so.
     """
 
     path: str
@@ -51,6 +55,7 @@ class EntropyRow:
     levels: int = 0
     counts: Mapping[float, int] = field(default_factory=dict)
     note: str = ""
+    steps: int = 1
 
     @property
     def entropy(self) -> float | None:
@@ -165,8 +170,11 @@ def measure_entropy(model: nn.Module) -> EntropyReport:
     """Count how often each level occurs among the quantised weights, and the entropy of that.
 
     Layers in float are listed with a note. Weights that several layers share count once in the
-    sums, which pool the levels of all layers whose quantisers have the same number of them. The
-    model is not run or changed.
+    sums, which pool the levels of all layers whose quantisers have the same number of them. Weights
+    that change with the time step count once in each step. The model is not run or changed.
+
+    Raises :class:`~spquant_plugin.errors.AnalysisError` where no layer is quantised, and where a
+    layer with weights that change with the time step does not know its number of steps yet.
 
     >>> import torch, spquant_plugin as spq
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Linear(1, 1))
@@ -178,6 +186,7 @@ def measure_entropy(model: nn.Module) -> EntropyReport:
     """
     rows: list[EntropyRow] = []
     pooled: dict[int, Counter[float]] = {}
+    weights: Counter[int] = Counter()
     hosts, seen = Hosts(), list[tuple[int, Any]]()
     for path, module in require_model(model).named_modules():
         if kind_of(module, hosts) != "weights":
@@ -188,6 +197,7 @@ def measure_entropy(model: nn.Module) -> EntropyReport:
             key = (id(weights_of(module)[0]), quantizer.rule)
             if key not in seen:
                 pooled.setdefault(row.levels, Counter()).update(row.counts)
+                weights[row.levels] += row.weights
             seen.append(key)
         rows.append(row)
     if not pooled:
@@ -195,14 +205,13 @@ def measure_entropy(model: nn.Module) -> EntropyReport:
             f"{type(model).__name__}: none of its {len(rows)} weight layers is quantised: there "
             "must be at least one, since float weights have no levels. Convert it with weights=..."
         )
-    return EntropyReport(type(model).__name__, tuple(rows), tuple(_totals(pooled)))
-
-
-def _totals(pooled: dict[int, Counter[float]]) -> list[EntropyRow]:
-    return [
-        EntropyRow("all", f"of {levels} levels", counts.total(), levels, dict(counts))
+    totals = (
+        EntropyRow(
+            "all", f"of {levels} levels", weights[levels], levels, dict(sorted(counts.items()))
+        )
         for levels, counts in sorted(pooled.items())
-    ]
+    )
+    return EntropyReport(type(model).__name__, tuple(rows), tuple(totals))
 
 
 def _row(path: str, module: nn.Module) -> EntropyRow:
@@ -210,10 +219,18 @@ def _row(path: str, module: nn.Module) -> EntropyRow:
     count = sum(weight.numel() for weight in weights_of(module))
     if quantizer is None:
         return EntropyRow(path, name, count, note="in float: not quantised")
+    levels = level_count(quantizer)
+    if is_temporal(module):
+        steps = known_steps(path, module)
+        found, _ = module.step_weights(steps)
+        note = f"over {steps} time steps"
+        return EntropyRow(path, name, count, levels, _frequencies(found), note, steps)
     own: Any = module
-    weight = weights_of(module)[0].detach()
-    rows = own.rows(weight) if isinstance(module, QuantizedLayer) else weight
-    return EntropyRow(path, name, count, level_count(quantizer), count_levels(quantizer, rows))
+    if isinstance(module, QuantizedLayer):
+        rows = own.rows(own._folded()[0].detach())
+    else:
+        rows = weights_of(module)[0].detach()
+    return EntropyRow(path, name, count, levels, count_levels(quantizer, rows))
 
 
 def count_levels(quantizer: WeightQuantizer, rows: Tensor) -> dict[float, int]:
@@ -223,6 +240,11 @@ def count_levels(quantizer: WeightQuantizer, rows: Tensor) -> dict[float, int]:
     levels, scale = quantizer(rows)
     if scale is None and isinstance(quantizer, DyadicQuantizer):
         levels = levels / quantizer.alpha.to(levels).reshape(-1, *[1] * (levels.ndim - 1))
+    return _frequencies(levels)
+
+
+def _frequencies(levels: Tensor) -> dict[float, int]:
+    """How often each value occurs, ascending."""
     values, counts = levels.double().unique(return_counts=True)
     found = zip(values.tolist(), counts.tolist(), strict=True)
     return {level + 0.0: count for level, count in found}  # without a sign on zero
@@ -235,6 +257,6 @@ def level_count(quantizer: WeightQuantizer) -> int:
         return 2 * (quantizer.table.unique().numel() - 1) + 1
     if isinstance(rule, TernaryWeights):
         return 3
-    if isinstance(rule, UniformWeights):
+    if isinstance(rule, UniformWeights | MintWeights | TemporalTernaryWeights):
         return int(2**rule.bits - 1)
     return int(2**rule.stored_bits)  # of a quantiser of your own: what its bits can tell apart

@@ -32,6 +32,8 @@ class MemoryRow:
     ``kind`` is ``weights``, ``neuron``, ``norm``, ``state`` (keeps a state but is no spiking
     neuron), ``other`` or ``shared`` (counted at its first path). ``state_bits`` are the bits per
     neuron of states beside the membrane, such as ``syn``; they are part of ``membrane_bytes``.
+    ``weight_bits`` of weights that change with the time step are those of the code that stores all
+    their steps, and ``weight_information_bits`` what it can hold; 0 for other weights.
     ``parameters`` is the number of the module's own parameters, weights and biases alike, each
     counted once in the whole network. ``saved_bytes`` is what training keeps of the module for the
     backward pass, 0 where that was not asked for.
@@ -42,6 +44,7 @@ class MemoryRow:
     kind: str
     weights: int = 0
     weight_bits: int = 0
+    weight_information_bits: float = 0.0
     neurons: int = 0
     membrane_bits: int = 0
     information_bits: float = 0.0
@@ -61,7 +64,7 @@ class MemoryRow:
             self.path or "(model)",
             self.kind,
             f"{self.weights:,}" if self.weights else "",
-            bits_text(self.weight_bits) if self.weights else "",
+            self._weight_text() if self.weights else "",
             bytes_text(self.weight_bytes) if self.weights else "",
             f"{self.neurons:,}" if self.neurons else "",
             self._membrane_text(),
@@ -70,6 +73,9 @@ class MemoryRow:
             bytes_text(self.other_bytes) if self.other_bytes else "",
             self.note,
         )
+
+    def _weight_text(self) -> str:
+        return bits_text(self.weight_bits, self.weight_information_bits or None)
 
     def _membrane_text(self) -> str:
         text = bits_text(self.membrane_bits, self.information_bits) if self.membrane_bits else ""

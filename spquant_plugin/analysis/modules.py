@@ -15,7 +15,10 @@ from ..modules.gates import ChannelGate
 from ..modules.input_quantizer import InputQuantizer
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.quantized_norm import QuantizedBatchNorm
+from ..modules.step_counter import StepCounter
 from ..modules.weight_quantizer import WeightQuantizer
+from .temporal import is_temporal, scales_and_table_bits, temporal_bits
 
 MEMBRANES = ("v", "mem")
 # What a neuron emits; these are its spikes of the step before, kept for the recurrence.
@@ -29,6 +32,8 @@ TRAINING_ONLY = ("num_batches_tracked",)
 
 def kind_of(module: nn.Module, hosts: Hosts) -> str:
     """weights, neuron, state, norm or other."""
+    if isinstance(module, StepCounter):
+        return "other"  # a step of the program, which a network keeps nowhere
     if isinstance(module, QuantizedNeuron):
         return "neuron"
     if isinstance(module, QuantizedLayer | ChannelGate) or layer_kind(module, hosts) is not None:
@@ -41,7 +46,7 @@ def kind_of(module: nn.Module, hosts: Hosts) -> str:
 
 def is_part(module: nn.Module) -> bool:
     """Whether a module is accounted for in its parent's row."""
-    return isinstance(module, WeightQuantizer | InputQuantizer)
+    return isinstance(module, WeightQuantizer | InputQuantizer | StepCounter)
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:
@@ -72,21 +77,43 @@ def quantizer_of(module: nn.Module) -> WeightQuantizer | None:
 
 
 def scale_bits(module: nn.Module) -> int:
-    """Bits of the scales that turn a quantised layer's stored levels into weights."""
+    """Bits of what turns a quantised layer's stored levels or codes into weights."""
     quantizer = quantizer_of(module)
-    if quantizer is None:
+    # A scale that is learned is a parameter, and counted as such.
+    if quantizer is None or quantizer._parameters:
         return 0
     own: Any = module
+    if is_temporal(module) and module.timesteps is not None:
+        return scales_and_table_bits(module, module.timesteps)
     alpha = getattr(quantizer, "alpha", None)
     rows = own.rows(own.weight) if isinstance(module, QuantizedLayer) else own.weight
     count = alpha.numel() if isinstance(alpha, Tensor) else rows.shape[0]
     return 8 * own.weight.element_size() * count
 
 
-def weight_bits(module: nn.Module, weight: Tensor) -> int:
-    """Stored bits of one weight: the quantiser's, or the float's own."""
+def is_folded(module: nn.Module) -> bool:
+    """Whether a norm's factors are inside its layer's weight, so that it computes nothing."""
+    return isinstance(module, QuantizedBatchNorm) and module.rule.mode == "fold"
+
+
+def folded_bias_bits(module: nn.Module) -> int:
+    """Bits of a bias that a layer has of its folded norm alone."""
+    if not isinstance(module, QuantizedLayer) or not module.folded_norm or module.bias is not None:
+        return 0
+    return int(8 * module.weight.element_size() * module.rows(module.weight).shape[0])
+
+
+def weight_bits(module: nn.Module, weight: Tensor, mode: str) -> tuple[int, float, str]:
+    """Stored bits of one weight: the quantiser's, or the float's own.
+
+    With them the bits of information and a note, where the weights change with the time step.
+    """
     quantizer = quantizer_of(module)
-    return 8 * weight.element_size() if quantizer is None else quantizer.rule.stored_bits
+    if quantizer is None:
+        return 8 * weight.element_size(), 0.0, ""
+    if not is_temporal(module):
+        return quantizer.stored_bits, 0.0, ""
+    return temporal_bits(module, mode)
 
 
 def computes_in_its_own_way(module: nn.Module, hosts: Hosts) -> bool:
@@ -111,7 +138,7 @@ def membrane_bits(module: nn.Module) -> tuple[int, float] | None:
     if rule is None:
         return None
     own: Any = module
-    late = getattr(own, "reset_delay", False) and own.reset_mechanism != "none"
+    late = own.remembers
     if not late:
         return rule.stored_bits, rule.information_bits
     values = rule.highest - rule.lowest + 2

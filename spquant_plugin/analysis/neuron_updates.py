@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..config import MintMembrane
 from ..convert.hosts import Hosts
 from ..modules.host import NeuronUpdate
 from ..modules.neuron import QuantizedNeuron
@@ -26,7 +27,8 @@ def neuron_row(
     Each neuron and step takes a MAC for each decaying state, or an AC where none decays, and a
     comparison; each spike an AC where the reset subtracts. A quantised membrane times its decay is
     one of few constants, so an AC, and storing one of ``L`` levels takes ``log2(L)`` comparisons
-    more, rounded up. Gains and rest potentials are constants of the layer before.
+    more, rounded up. MINT's is halved by a shift, which is not counted, and clipped by two
+    comparisons. Gains and rest potentials are constants of the layer before.
     """
     if tally is None:
         return replace(row, note="not called by the sample")
@@ -63,6 +65,8 @@ def _floats(module: nn.Module, row: OperationRow, run: DryRun) -> str:
 def _each(module: nn.Module, update: NeuronUpdate) -> tuple[int, int, int]:
     """Accumulates, MACs and comparisons of one neuron in one step."""
     rule = module.membrane if isinstance(module, QuantizedNeuron) else None
+    if isinstance(rule, MintMembrane):
+        return 1, 0, 3  # whole numbers: the leak is a shift, and two comparisons clip
     if rule is not None:
         # Of several states the membrane alone is quantised. That a neuron fired, which a delayed
         # reset remembers as well, is known from the first comparison.

@@ -25,6 +25,7 @@ CONVENTION = (
     "neuron, gate: their own additions, products and comparisons, not in the sum of layers",
     "a neuron's step: a MAC for each decay (an AC in IF), an AC for each soft reset, a comparison;",
     "quantised: level x decay is one of few constants, so an AC, and log2(levels) more comparisons",
+    "MINT: the leak is a shift, which is not counted, and two comparisons clip",
     "integer networks: a step looks its outcome up, log2(outcomes) comparisons, and adds nothing",
     "not counted: biases, norms, pooling, and products of activations (attention); pool, norm, add",
     "are rows of integer networks, in no total",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -11,9 +10,11 @@ from ..convert.hosts import Hosts
 from ..modules.gates import ChannelGate, SpatialGate
 from ..modules.quantized_layer import QuantizedLayer
 from .dry_run import DryRun
+from .layer_weights import computed_weights
 from .modules import kind_of, weights_of
 from .sparsity import SparsityReport, SparsityRow
 from .tally import GateTally, LayerTally, LevelTally, NeuronTally, Tallies
+from .temporal import is_temporal
 
 NOT_CALLED = "not called by the sample"
 
@@ -45,9 +46,9 @@ def _zeros(module: nn.Module, tally: LayerTally | None) -> float | None:
     """Share of zeros among the weights that a layer computes with; None where it has none."""
     if tally is not None and tally.weights:
         return tally.zero_weights / tally.weights
-    own: Any = module
-    quantized = isinstance(module, QuantizedLayer)
-    held = [own.quantized_weight()[0]] if quantized else weights_of(module)
+    if is_temporal(module) and module.timesteps is None:
+        return None  # how often a weight is 0 depends on the number of steps
+    held = computed_weights(module) if isinstance(module, QuantizedLayer) else weights_of(module)
     count = sum(weight.numel() for weight in held)
     zeros = sum(int((weight == 0).sum()) for weight in held)
     return zeros / count if count else None

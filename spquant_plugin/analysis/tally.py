@@ -31,7 +31,7 @@ class LayerTally:
     signed: bool = False
     largest: float = 0.0  # of their magnitudes
     weights: int = 0
-    zero_weights: int = 0
+    zero_weights: float = 0.0  # of weights that change with the step, the mean
     fan_in: int = 0  # weights that add up in one output
     weight_steps: float = 0.0  # largest weight in units of its output channel
     spared: int = 0  # accumulates of pixels that were masked before they were computed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from ..convert.trace import untraced
 from ..modules.gates import ChannelGate, SpatialGate, own_gate
 from ..modules.neuron import QuantizedNeuron
 from ..modules.quantized_layer import QuantizedLayer
+from ..modules.step_counter import StepCounter
 from .dry_run import first_tensor
+from .layer_weights import LayerWeights, StepWeights
 from .modules import kind_of
-from .numbers import weight_steps
 from .pairs import count_pairs, input_rows, is_countable, is_one_to_one
 from .tally import GateTally, LayerTally, LevelTally, NeuronTally, Tallies, total
 from .taps import Taps
+from .temporal import is_temporal
 
 # Behind three average pools of 4 x 4 pixels; what is finer counts as a float.
 MOST_HALVINGS = 12
@@ -41,11 +43,14 @@ class _Watch:
             isinstance(module, SpatialGate) and module.score == "prior" for _, module in modules
         )
         self.pending = _Pending(tallies.layers, keeps_pixels)
-        self.weights: dict[str, _Weights] = {}
+        self.weights: dict[str, LayerWeights] = {}
+        self.steps: dict[str, int] = {}  # which step a layer computed last, where it is told
         self.taps: dict[tuple[Any, ...], Taps] = {}
         owners = {id(gate): path for path, module in modules if (gate := own_gate(module))}
         hosts = Hosts()
         for path, module in modules:
+            if is_temporal(module) and module.counter is not None:
+                self._hear_steps(path, module.counter)
             hook = self._hook(path, module, owners.get(id(module)), hosts)
             if hook is not None:
                 # Before a gate's own hooks, so that a layer is seen first and its gate after it.
@@ -68,6 +73,16 @@ class _Watch:
             return partial(self._layer, path)
         return None
 
+    def _hear_steps(self, path: str, counter: StepCounter) -> None:
+        """Remember which step a layer is told that it computes."""
+        tell = counter.next
+
+        def told(timesteps: int) -> int:
+            self.steps[path] = tell(timesteps)
+            return self.steps[path]
+
+        counter.next = told  # type: ignore[method-assign]
+
     # Layers.
 
     def _layer(self, path: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -75,41 +90,61 @@ class _Watch:
         if given is None:
             return
         tally = self.tallies.layers.setdefault(path, LayerTally())
-        x, held = input_rows(layer, _input(layer, given)), self._weights(path, layer)
+        x, weights = input_rows(layer, _input(layer, given)), self._weights(path, layer)
         ones = x.ne(0).to(x.dtype)
         _describe(tally, x, ones)
         tally.rows += x.shape[0]
         tally.space = tuple(output.shape[output.ndim - (x.ndim - 2) :]) if x.ndim > 2 else ()
         tally.inputs, tally.outputs = tally.inputs + x.numel(), tally.outputs + output.numel()
-        tally.fan_in, tally.weight_steps = held.fan_in, max(tally.weight_steps, held.steps)
-        tally.weights, tally.zero_weights = held.nonzero.numel(), held.zeros
-        gated = own_gate(layer) is not None
+        for held in weights:
+            tally.fan_in, tally.weight_steps = held.fan_in, max(tally.weight_steps, held.steps)
+        tally.weights = weights[0].nonzero.numel()
+        tally.zero_weights = sum(held.zeros for held in weights) / len(weights)
         if is_one_to_one(layer):
             tally.space = ()
             tally.dense += output.numel()
-            counts: int | Tensor = count_pairs(layer, ones, held.nonzero, (), gated)
         else:
             taps = self._taps(path, layer, tuple(x.shape[2:]), tally.space)
-            tally.dense += taps.dense(held.nonzero) * x.shape[0]
-            if self.pending.keeps_pixels:
-                counts = count_pairs(layer, ones, held.nonzero, tally.space, gated)
-            elif gated:
-                counts = taps.pairs(_summable(ones), held.nonzero)
-            else:
-                counts = taps.all_pairs(_summable(ones), held.per_input(taps))
-        self.pending.add(path, counts, gated)
+            tally.dense += taps.dense(weights[0].nonzero) * x.shape[0]
         gate = own_gate(layer)
+        # The weights of this very step, or those of all steps, which then lead the rows.
+        step = self.steps.pop(path, None)
+        used = weights if step is None else weights[step : step + 1]
+        counts = [
+            self._pairs(path, layer, rows, held, tally.space, gate is not None)
+            for rows, held in zip(ones.chunk(len(used)), used, strict=True)
+        ]
+        self.pending.add(path, _joined(counts), gate is not None)
         if gate is not None and gate.source == "input":
             self.levels.heard[path] = (given.numel(), int(given.count_nonzero()))
 
-    def _weights(self, path: str, layer: nn.Module) -> _Weights:
-        """A layer's weight as zeros and ones, computed anew only where it changed."""
+    def _pairs(
+        self,
+        path: str,
+        layer: nn.Module,
+        ones: Tensor,
+        held: StepWeights,
+        space: tuple[int, ...],
+        gated: bool,
+    ) -> int | Tensor:
+        """Pairs of nonzeros that one set of weights meets; of each row where a gate needs them."""
+        if is_one_to_one(layer):
+            return count_pairs(layer, ones, held.nonzero, (), gated)
+        if self.pending.keeps_pixels:
+            return count_pairs(layer, ones, held.nonzero, space, gated)
+        taps = self._taps(path, layer, tuple(ones.shape[2:]), space)
+        if gated:
+            return taps.pairs(_summable(ones), held.nonzero)
+        return taps.all_pairs(_summable(ones), held.per_input(taps))
+
+    def _weights(self, path: str, layer: nn.Module) -> tuple[StepWeights, ...]:
+        """A layer's weights as zeros and ones, computed anew only where they changed."""
         own: Any = layer
         key = own.V if is_one_to_one(layer) else own.weight
         known = self.weights.get(path)
-        if known is None or known.key is not key or known.version != _version(key):
-            known = self.weights[path] = _Weights.of(layer, key)
-        return known
+        if known is None or not known.is_of(key):
+            known = self.weights[path] = LayerWeights.of(layer, key)
+        return known.each
 
     def _taps(
         self, path: str, layer: nn.Module, size: tuple[int, ...], space: tuple[int, ...]
@@ -176,37 +211,10 @@ class _Watch:
             tally.additions += int(levels.count_nonzero())
 
 
-class _Weights(NamedTuple):
-    """Where a layer's weight is not zero, and how large a sum of it may grow."""
-
-    key: Tensor
-    version: int
-    nonzero: Tensor  # zeros and ones
-    fan_in: int
-    zeros: int
-    steps: float
-    sums: list[Tensor]  # over the outputs, once something asks
-
-    @classmethod
-    def of(cls, layer: nn.Module, key: Tensor) -> _Weights:
-        weight = key.detach()
-        if isinstance(layer, QuantizedLayer):
-            weight = layer.quantized_weight()[0].detach()
-        nonzero = weight.ne(0)
-        zeros = weight.numel() - int(nonzero.count_nonzero())
-        rows = layer.rows(weight) if isinstance(layer, QuantizedLayer) else weight
-        quantized = isinstance(layer, QuantizedLayer) and layer.weight_quantizer is not None
-        steps = weight_steps(rows) if quantized else 0.0
-        fan_in = 1 if is_one_to_one(layer) else rows[0].numel()
-        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-            # An output meets each input channel of its group through up to all taps.
-            fan_in = weight.shape[0] // layer.groups * math.prod(layer.kernel_size)
-        return cls(key, _version(key), nonzero.float(), fan_in, zeros, steps, [])
-
-    def per_input(self, taps: Taps) -> Tensor:
-        if not self.sums:
-            self.sums.append(taps.per_input(self.nonzero))
-        return self.sums[0]
+def _joined(counts: list[int | Tensor]) -> int | Tensor:
+    """What the weights of several steps met, as of one call."""
+    tensors = [part for part in counts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else sum(part for part in counts if isinstance(part, int))
 
 
 def _halvings(x: Tensor, known: int | None) -> int | None:
@@ -218,11 +226,6 @@ def _halvings(x: Tensor, known: int | None) -> int | None:
         if torch.equal(scaled, scaled.round()):
             return halvings
     return None
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; tensors of inference mode do not count."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _describe(tally: LayerTally, x: Tensor, ones: Tensor) -> None:

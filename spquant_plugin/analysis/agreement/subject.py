@@ -27,6 +27,7 @@ from ..measuring import analyze
 from ..modules import computes_in_its_own_way
 from ..operations import OperationRow
 from ..report import Report
+from ..temporal import is_temporal
 
 
 def load_module(name: str, tool: str, extra: str) -> Any:
@@ -48,7 +49,14 @@ def folded(model: nn.Module, sample: Any, timesteps: int | None) -> Iterator[Sub
             f"sample = {type(sample).__name__}: must be what one call of the model takes (a "
             "tensor, a tuple, a dict), so that both tools see the same. Pass one batch of a loader."
         )
-    plain = fold(require_model(model))
+    for path, module in require_model(model).named_modules():
+        if is_temporal(module):
+            raise AnalysisError(
+                f"{path or '(model)'} ({type(module).__name__}): its weights change with the time "
+                "step, and the other tools know layers that have one weight for all steps. Leave "
+                "agreement out, or compare the network with static weights, as TernaryWeights."
+            )
+    plain = fold(model)
     try:
         with quiet_copy(plain) as net:
             report = analyze(net, sample, memory="measured", timesteps=timesteps)

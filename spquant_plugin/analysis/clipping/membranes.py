@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import nn
 
-from ...config import SpQuantConfig, _Membrane
+from ...config import MintMembrane, SpQuantConfig, _Membrane
 from ...errors import AnalysisError, ConversionError, SelfFiringWarning
 from ...modules.neuron import QuantizedNeuron
 
@@ -40,6 +40,13 @@ def with_membrane(copy: nn.Module, config: SpQuantConfig) -> nn.Module:
 
 
 def _change(path: str, neuron: QuantizedNeuron, old: _Membrane, new: _Membrane) -> None:
+    for rule in (old, new):
+        if isinstance(rule, MintMembrane):
+            raise AnalysisError(
+                f"{path or '(model)'} stores {old} and is to store {new}: MINT's membrane follows "
+                "a learned scale, so it can neither be changed nor take another's place. Pass the "
+                "float network."
+            )
     unit = neuron.membrane_unit
     if unit is None:
         return

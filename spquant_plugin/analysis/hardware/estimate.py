@@ -2,13 +2,16 @@ r"""From layers to energy, latency and area.
 
 .. math::
 
-    E &= \sum_l T_l\, PE_l\, H_l W_l\, e_l g_l \\
+    E &= \sum_l T_l\, \frac{PE_l}{M_l}\, H_l W_l\, e_l g_l \\
     L &= \frac{26}{f} \Bigl(T_{last}\, g_{last} N_{last} +
          \sum_{l < last} T_l \lfloor 0.75\, g_l N_l \rfloor\Bigr) \\
     A &= \sum_k a_{tile}(k) \Bigl\lceil \tfrac 1P \textstyle\sum_{l: k_l = k} PE_l \Bigr\rceil +
          0.7391 \sum_l (b^{in}_l C^{in}_l H^{in}_l W^{in}_l + b^u_l C_l H_l W_l)
 
-with :math:`N_l = C_l H_l W_l` outputs, bits :math:`b`, and :math:`g_l` the share that gates leave.
+with :math:`N_l = C_l H_l W_l` outputs, bits :math:`b`, :math:`g_l` the share that gates leave, and
+:math:`M_l` weight matrices, each with PEs of its own, of which a step drives one. :math:`M_l` is 1,
+and T where weights change with the time step: programming cells anew in each step would save the
+area, but writing them has no place in the model, and wears resistive cells out.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from .reading import Factors, read_layers
 from .report import HardwareReport, HardwareRow
 
 OVERLAP = 0.75  # of its outputs, after which the next layer starts
+ONE_STEP = "its weights change with the time step; the public tool knows one matrix"
 COUNTED_OUTPUTS = 5  # layers whose outputs the public tool gives an area
 
 
@@ -150,14 +154,17 @@ def _report(
 
 
 def _pes(layer: Layer, own: Crossbar) -> int:
+    """PEs of all matrices that the layer holds."""
     columns = 1 if layer.weight_bits is None else own.columns(layer.weight_bits)
-    return own.pes(layer.in_channels, layer.out_channels, layer.groups, columns)
+    each = own.pes(layer.in_channels, layer.out_channels, layer.groups, columns)
+    return layer.matrices * each
 
 
 def _row(layer: Layer, pes: int, timesteps: int, own: Crossbar, last: bool) -> HardwareRow:
     """A row without its area, which depends on the other layers."""
     steps = timesteps if layer.steps is None else layer.steps
-    cycles = steps * pes * math.prod(layer.out_size) * layer.gate_factor
+    driven = pes // layer.matrices  # the other matrices rest
+    cycles = steps * driven * math.prod(layer.out_size) * layer.gate_factor
     outputs = layer.outputs * layer.gate_factor
     waits = outputs if last else math.floor(OVERLAP * outputs)
     return HardwareRow(
@@ -167,6 +174,7 @@ def _row(layer: Layer, pes: int, timesteps: int, own: Crossbar, last: bool) -> H
         pes=pes,
         columns=1 if layer.weight_bits is None else own.columns(layer.weight_bits),
         weight_bits=layer.weight_bits,
+        matrices=layer.matrices,
         input_bits=own.neuron_bits if layer.input_bits is None else layer.input_bits,
         membrane_bits=own.neuron_bits if layer.membrane_bits is None else layer.membrane_bits,
         spike_rate=layer.spike_rate,
@@ -202,5 +210,7 @@ def _as_published(items: Sequence[Layer | HardwareRow]) -> list[Layer | Hardware
         kernel = item.kernel
         bits: Mapping[str, Any] = {"membrane_bits": NEURON_BITS, "input_bits": NEURON_BITS}
         dense: Mapping[str, Any] = {"spike_rate": 1.0, "gate_factor": 1.0, "steps": None}
-        seen.append(replace(item, weight_bits=None, **bits, **dense))
+        note = ONE_STEP if item.matrices > 1 else item.note
+        one: Mapping[str, Any] = {"weight_bits": None, "matrices": 1, "note": note}
+        seen.append(replace(item, **one, **bits, **dense))
     return seen

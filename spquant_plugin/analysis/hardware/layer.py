@@ -23,7 +23,9 @@ class Layer(Record):
     and ``input_bits`` (of those that it reads) None are the accelerator's ``neuron_bits``: what the
     public tool assumes. ``spike_rate`` is the share of inputs that are not zero, ``gate_factor``
     the share of the layer that gates leave to be computed. ``steps`` is how often it is computed
-    for one sample, where that is not once per time step.
+    for one sample, where that is not once per time step. ``matrices`` are how many weight matrices
+    the layer holds, each time step driving one of them: as many as steps where the weights change
+    with the step, since a crossbar computes with what its cells hold and decodes nothing.
 
     >>> Layer("conv1", 3, 64, 32, 16, weight_bits=8).out_size
     (16, 16)
@@ -42,6 +44,7 @@ class Layer(Record):
     spike_rate: float = field(default=1.0, kw_only=True)
     gate_factor: float = field(default=1.0, kw_only=True)
     steps: float | None = field(default=None, kw_only=True)
+    matrices: int = field(default=1, kw_only=True)
     type: str = field(default="Conv", kw_only=True)
     note: str = field(default="", kw_only=True)
 
@@ -49,7 +52,7 @@ class Layer(Record):
         for name in ("path", "type", "note"):
             if not isinstance(getattr(self, name), str):
                 raise fail(self, name, getattr(self, name), "must be text.")
-        for name in ("in_channels", "out_channels", "groups"):
+        for name in ("in_channels", "out_channels", "groups", "matrices"):
             whole(self, name, 1, LARGEST)
         for name in ("in_size", "out_size", "kernel"):
             self._sizes(name)

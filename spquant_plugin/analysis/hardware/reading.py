@@ -25,6 +25,7 @@ from ..measuring import analyze
 from ..memory import MemoryReport
 from ..modules import computes_in_its_own_way, kind_of
 from ..report import Report
+from ..temporal import is_temporal, known_steps, rule_of
 from .layer import Layer
 from .report import HardwareRow
 
@@ -226,9 +227,14 @@ class _Reader:
         notes = [] if seen.binary else [NOT_BINARY]
         if computes_in_its_own_way(module, self.hosts):
             notes.append("computes in a way of its own, mapped as a plain layer")
+        bits, matrices = self.memory[path].weight_bits, 1
+        if is_temporal(module):
+            bits, matrices = rule_of(module).bits, known_steps(path, module)
+            notes.append(f"{matrices} matrices, one for each time step, which drives its own only")
         return {
             "type": type(module).__name__,
-            "weight_bits": self.memory[path].weight_bits,
+            "weight_bits": bits,
+            "matrices": matrices,
             "membrane_bits": self._membrane_bits(path),
             "input_bits": self._input_bits(path),
             "spike_rate": self._spike_rate(path, seen),

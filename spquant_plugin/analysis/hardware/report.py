@@ -41,6 +41,11 @@ EXTENDED = (
     "not in it: norms, pooling, sums and products of branches (attention); a neuron's update is a "
     "constant of each PE",
 )
+SEVERAL = (
+    "weights that change with the time step take a matrix for each step, since a crossbar decodes "
+    "nothing: PEs and area of all count, energy of the one that a step drives; programming cells "
+    "anew in each step is not in the model"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class HardwareRow:
     pes: int = 0
     columns: int = 0
     weight_bits: int | None = None
+    matrices: int = 1
     input_bits: int = 0
     membrane_bits: int = 0
     spike_rate: float = 1.0
@@ -193,6 +199,7 @@ class HardwareReport(ReportPart[HardwareRow]):
             *([left_out] if self.unmapped else []),
             *BASIS,
             *(AS_PUBLISHED if self.compat else EXTENDED),
+            *([SEVERAL] if any(row.matrices > 1 for row in self.layers) else []),
             *([FALLING] if self.compat and pes != sorted(pes) else []),
             f"{counted}; {count_text(self.macs)} MACs per sample",
         )
