@@ -251,6 +251,11 @@ class Graph:
     ``takes`` is what the model took in one call: ``"sequence"``, ``"step"``, or ``"static"``, one
     input for all of ``repeats`` steps. A sequence of ``repeats`` above 1 has exactly that many
     steps. ``single`` says that it returned one tensor, no tuple.
+
+    ``later`` is empty where every step does the same. Else ``nodes`` and ``outputs`` are those of
+    the first step, and ``later`` holds a graph for each further one: the same nodes, with the same
+    bounds and states, but weights, tables and factors of their own. What does not change is the
+    very same node in all of them. Such a network runs as many steps as it has graphs, at most.
     """
 
     nodes: tuple[Node, ...]
@@ -259,6 +264,7 @@ class Graph:
     repeats: int = 1
     single: bool = True
     model: str = ""
+    later: tuple[Graph, ...] = ()
 
     def __getitem__(self, name: str) -> Node:
         return self._named[name]
@@ -267,6 +273,11 @@ class Graph:
         object.__setattr__(self, "_named", {node.name: node for node in self.nodes})
 
     _named: dict[str, Node] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def by_step(self) -> tuple[Graph, ...]:
+        """The graph of each step; of one that is the same in all steps, itself alone."""
+        return (self, *self.later)
 
     @property
     def input(self) -> Input:

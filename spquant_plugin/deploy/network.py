@@ -18,6 +18,7 @@ from .engine.record import Engine
 from .graph import Graph, Output
 from .kept import WeakGraph, narrow
 from .readout import real
+from .steps import distinct
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class IntegerNetwork:
 
     Call it with what the model takes, always from rest: a sequence ``[T, N, ...]`` (or, of a model
     that takes one input for all its steps, ``[N, ...]``). It returns what the model returns.
-    :meth:`step` and :meth:`reset` stream instead: one step at a time, with states carried on.
+    :meth:`step` and :meth:`reset` stream instead: one step at a time, with states carried on. A
+    network whose weights change from step to step runs the steps that it has weights for, at most.
     ``engine`` is ``"numba"``, ``"torch"``, or ``"auto"``, the first of the two that is there.
     """
 
@@ -49,7 +51,7 @@ class IntegerNetwork:
         self.engine: Engine = make_engine(graph, engine)
         self._graph = WeakGraph()
         self._state: Any = None
-        self._batch = 0
+        self._batch = self._steps = 0
 
     @property
     def sample(self) -> Tensor:
@@ -93,7 +95,8 @@ class IntegerNetwork:
 
     def whole_graph(self) -> Graph:
         """The graph with all its numbers."""
-        if any(neuron.breaks.is_meta for neuron in self.engine.graph.neurons):
+        graphs = self.engine.graph.by_step
+        if any(neuron.breaks.is_meta for graph in graphs for neuron in graph.neurons):
             raise DeployError(
                 "this network was stripped of what running does not take: storing, exporting, "
                 "reports and other engines need all of it. Load its file again."
@@ -103,7 +106,7 @@ class IntegerNetwork:
     @property
     def held_bytes(self) -> int:
         """Bytes that the network holds: what its engine made, its graph and sample, its states."""
-        nodes = self.engine.graph.nodes
+        nodes = distinct(self.engine.graph)
         tensors = [value for node in nodes for value in _tensors(vars(node).values())]
         whole = [tensor for tensor in (*tensors, self._sample) if not tensor.is_meta]
         own = sum(tensor.numel() * tensor.element_size() for tensor in whole)
@@ -127,7 +130,7 @@ class IntegerNetwork:
         found = self.engine.run(whole, self.engine.rest(whole.shape[1]), wanted).values
         names = [neuron.name for neuron in self.engine.graph.neurons] if record else []
         return Run(
-            tuple(self._read_out(output, found) for output in self.engine.graph.outputs),
+            tuple(self._read_out(i, found) for i in range(len(self.engine.graph.outputs))),
             tuple(found[_key(output)] for output in self.engine.graph.outputs),
             {name: found[name] for name in names},
             {name: found[name, "membrane"] for name in names},
@@ -137,7 +140,7 @@ class IntegerNetwork:
 
     def reset(self) -> None:
         """Bring all neurons to rest."""
-        self._state, self._batch = None, 0
+        self._state, self._batch, self._steps = None, 0, 0
 
     def step(self, x: Tensor) -> Any:
         """One time step ``[N, ...]``; states go on from the step before.
@@ -156,7 +159,9 @@ class IntegerNetwork:
         wanted = {_key(output) for output in self.engine.graph.outputs}
         wanted |= {output.gate for output in self.engine.graph.outputs if output.gate}
         found = self.engine.run(whole, self._state, wanted).values
-        parts = tuple(_reals(output, found)[0] for output in self.engine.graph.outputs)
+        self._steps += 1
+        outputs = _outputs(self.engine.graph, self._steps - 1)
+        parts = tuple(_reals(output, found)[0] for output in outputs)
         return parts[0] if self.engine.graph.single else parts
 
     @property
@@ -219,8 +224,16 @@ class IntegerNetwork:
 
     # Real numbers out.
 
-    def _read_out(self, output: Output, found: dict[Any, Tensor]) -> Tensor:
-        values = _reals(output, found)
+    def _read_out(self, index: int, found: dict[Any, Tensor]) -> Tensor:
+        graph = self.engine.graph
+        output = graph.outputs[index]
+        if graph.later:
+            steps = range(len(found[_key(output)]))
+            each = [{key: values[t : t + 1] for key, values in found.items()} for t in steps]
+            parts = [_reals(_outputs(graph, t)[index], each[t]) for t in steps]
+            values = torch.cat(parts)
+        else:
+            values = _reals(output, found)
         if output.over_time == "sum":
             return values.sum(0)
         if output.over_time == "mean":
@@ -265,6 +278,11 @@ def _kind(x: object) -> str:
     if not isinstance(x, Tensor):
         return type(x).__name__
     return f"a {'sparse' if x.is_sparse else 'complex'} tensor"
+
+
+def _outputs(graph: Graph, step: int) -> tuple[Output, ...]:
+    """What is read out in a step."""
+    return graph.by_step[step if graph.later else 0].outputs
 
 
 def _key(output: Output) -> Any:

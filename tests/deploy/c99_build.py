@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spquant_plugin.deploy import graph as g
 from spquant_plugin.deploy.c99.export import write_c
-from spquant_plugin.deploy.engine.reference import ReferenceEngine
+from spquant_plugin.deploy.engine.choice import make_engine
 
 HARNESS = Path(__file__).with_name("c99_harness.c")
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]
@@ -86,7 +86,7 @@ def bits(numbers: Tensor, width: int) -> np.ndarray:
 
 def expected(graph: g.Graph, x: Tensor) -> bytes:
     """The same from the reference engine."""
-    engine = ReferenceEngine(graph)
+    engine = make_engine(graph, "torch")
     state = engine.rest(x.shape[1])
     keys = [o.value if o.reads == "value" else (o.value, o.reads) for o in graph.outputs]
     wanted = {*keys, *[neuron.name for neuron in graph.neurons]}

@@ -382,18 +382,18 @@ def test_tensors_that_overlap_or_leave_gaps(saved):
 
 
 @pytest.mark.parametrize(
-    ("version", "producer"), [("2", "spquant_plugin 9.1"), ("0", "old"), ("", "x"), ("1.0", "x")]
+    ("version", "producer"), [("3", "spquant_plugin 9.1"), ("0", "old"), ("", "x"), ("1.0", "x")]
 )
 def test_another_version_says_what_to_do(saved, version, producer):
     def change(parts):
-        parts.metadata.update(version=version, producer=producer, extra="what version 2 knows")
+        parts.metadata.update(version=version, producer=producer, extra="what version 3 knows")
 
     edit(saved[2], change)
     with pytest.raises(errors.FormatError) as caught:
         load_graph(saved[2])
     message = str(caught.value)
     assert f"version {version!r} of the format, written by {producer!r}" in message
-    assert "version 1 is read here. Update spquant_plugin to read a newer one" in message
+    assert "versions 1 and 2 are read here. Update spquant_plugin to read a newer one" in message
 
 
 def node(parts, name):

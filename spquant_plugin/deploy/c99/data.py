@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ...functional.packing import pack_bits
 from ..graph import Convolution, Dense
+from ..steps import patterns
 from .memory import narrowest
 
 WIDTH = 96
@@ -99,13 +100,32 @@ def pack(node: Convolution | Dense) -> Packed:
     bits = next((bits for bits in (1, 2, 4) if len(levels) <= 2**bits), None)
     if bits is not None:
         codes = torch.searchsorted(torch.tensor(levels), rows)
-        filled = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // bits)))
-        packed = pack_bits(filled, bits).view(len(rows), -1)
-        choices.append(_packed("CODES", bits, levels, packed))
+        choices.append(_packed("CODES", bits, levels, _in_codes(codes, bits)))
     if levels[0] >= -1 and levels[-1] <= 1:
         choices.append(_packed("TRITS", 0, [], pack_fractions(rows)))
     # Of equal size, codes: they are quicker to unpack than trits.
     return min(choices, key=lambda choice: (choice.data.numel(), choice.format != "CODES"))
+
+
+def pack_steps(nodes: Sequence[Convolution | Dense]) -> list[Packed]:
+    """A layer's weights in each step: one code for all of them, or apart where that is smaller."""
+    apart = [pack(node) for node in nodes]
+    follows = patterns([node.weight for node in nodes]) if len(nodes) > 1 else None
+    if follows is None:
+        return apart
+    count = len(follows.levels)
+    bits = next(bits for bits in (1, 2, 4, 8) if count <= 2**bits)
+    rows = runs(replace(nodes[0], weight=follows.codes)) + count // 2
+    packed = _in_codes(rows, bits)
+    if packed.numel() + follows.levels.numel() > sum(one.data.numel() for one in apart):
+        return apart
+    return [_packed("CODES", bits, column, packed) for column in follows.levels.t().tolist()]
+
+
+def _in_codes(codes: Tensor, bits: int) -> Tensor:
+    """Rows of codes, each of which fills whole bytes."""
+    filled = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // bits)))
+    return pack_bits(filled, bits).view(len(codes), -1)
 
 
 def _packed(name: str, bits: int, levels: list[int], data: Tensor) -> Packed:

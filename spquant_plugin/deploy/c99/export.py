@@ -68,7 +68,7 @@ def write_c(
         weights=weights,
         tables=tables,
         states=source.memory.state_bytes,
-        buffers=source.memory.bytes + 4 * source.remembers_begin,
+        buffers=source.memory.bytes + 4 * (source.remembers_begin + bool(graph.later)),
         input=TYPES[input_storage(graph)][1] * size(graph.input.shape),
         output=4 * sum(_words(graph)),
         code=code[0] if code else None,

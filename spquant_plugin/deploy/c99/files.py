@@ -6,7 +6,7 @@ from ...functional.inputs import input_scale
 from ..graph import Graph, Output, size
 from .data import TYPES
 from .memory import POOLS, narrowest, state_bytes
-from .readout import fixed_point
+from .readout import changes, fixed_point
 from .records import Source, plain
 
 MARK = "/* Written by spq.export_c. */"
@@ -62,7 +62,7 @@ typedef struct {{
 /* Puts all neurons to rest: before the first step of each sample. */
 void spq_reset(void);
 
-/* Runs one step. The membranes stay for the next one. */
+/* Runs one step. The membranes stay for the next one.{_most_steps(graph)} */
 void spq_step(const spq_input_t *input, spq_output_t *output);
 {scores}
 /* Neuron layers. A build with SPQ_TRACE calls this function, which is then yours to write, after
@@ -80,6 +80,15 @@ void spq_trace(int32_t layer, const uint8_t *spikes, int32_t spike_bytes, const 
 
 #endif
 """
+
+
+def _most_steps(graph: Graph) -> str:
+    if not graph.later:
+        return ""
+    return (
+        f" The weights change from step to step:\n * there are {len(graph.by_step)} steps after a "
+        "reset, and further ones run as the last of them.\n"
+    )
 
 
 def _quantizer(graph: Graph) -> str:
@@ -106,6 +115,8 @@ def _field(graph: Graph, index: int) -> str:
     use = {None: "", "last": "; the last step's count"}.get(
         output.over_time, f"; take their {output.over_time} over all steps"
     )
+    if use and changes(graph, index):
+        use = f"; each step has factors of its own, see spq_add_scores{index}"
     lines = [
         f"    /* {plain(node.name)}, {list(node.shape)}: {what}{use} */",
         f"    int32_t output{index}[{numbers_of(graph, output)}];",
@@ -118,9 +129,17 @@ def _field(graph: Graph, index: int) -> str:
 
 
 def _declared(graph: Graph, index: int) -> str:
-    scores = fixed_point(graph, graph.outputs[index])
+    scores = fixed_point(graph, index)
     if scores is None:
         return ""
+    if changes(graph, index):
+        return f"""
+/* Adds to `scores` the real numbers that the model reads out of `numbers`, output{index} of this
+ * step (counted from 0), times 2 to the power of {scores.shift}. Exact, where the model rounds.
+ */
+#define SPQ_SCORES{index}_SHIFT {scores.shift}
+void spq_add_scores{index}(const int32_t *numbers, int32_t step, int64_t *scores);
+"""
     return f"""
 /* The real numbers that the model reads out of output{index}, added over some steps (at most
  * {scores.most_steps}), times 2 to the power of {scores.shift}. Exact, where the model rounds.
@@ -142,6 +161,8 @@ def network(source: Source) -> str:
     counters = [name for name in "iy" if any(f"for ({name} =" in line for line in statements)]
     if source.remembers_begin:
         statements.append("    begun = 1;")
+    if graph.later:
+        statements.append(f"    now += now < {len(graph.later)};")
     body = "\n".join([f"    int32_t {', '.join(counters)};", *statements])
     records = "\n\n".join(source.records)
     return f"""{MARK}
@@ -182,6 +203,8 @@ def _memory(source: Source) -> list[str]:
         lines.append(f"static uint8_t spq_states[{source.memory.state_bytes}];")
     if source.remembers_begin:
         lines.append("static int32_t begun; /* whether there was a step since the reset */")
+    if source.graph.later:
+        lines.append("static int32_t now; /* the step since the reset, at most the last one */")
     lines.append("/* Values of one step; they share what they do not need at the same time. */")
     for kind, length in source.memory.lengths.items():
         if length:
@@ -201,24 +224,35 @@ def _reset(source: Source) -> list[str]:
             lines.append(f"    spq_states[{begin + count - 1}] = {rest & (2**bits - 1)};")
     if source.remembers_begin:
         lines.append("    begun = 0;")
+    if source.graph.later:
+        lines.append("    now = 0;")
     return lines
 
 
 def _scores(source: Source, index: int) -> str:
     graph = source.graph
     output = graph.outputs[index]
-    scores = fixed_point(graph, output)
+    scores = fixed_point(graph, index)
     if scores is None:
         return ""
-    area = numbers_of(graph, output) // graph[output.value].shape[0]
+    channels = graph[output.value].shape[0]
+    area = numbers_of(graph, output) // channels
     multipliers = source.constants.add("multipliers", "S64", scores.multipliers)
     terms = source.constants.add("terms", "S64", scores.terms)
+    if changes(graph, index):
+        head = f"spq_add_scores{index}(const int32_t *numbers, int32_t step, int64_t *scores)"
+        place = f"step * {channels} + i / {area}"
+        line = f"scores[i] += numbers[i] * {multipliers}[{place}] + {terms}[{place}];"
+    else:
+        head = f"spq_scores{index}(const int32_t *numbers, int32_t steps, int64_t *scores)"
+        factor, term = f"{multipliers}[i / {area}]", f"{terms}[i / {area}]"
+        line = f"scores[i] = numbers[i] * {factor} + steps * {term};"
     return f"""
-void spq_scores{index}(const int32_t *numbers, int32_t steps, int64_t *scores)
+void {head}
 {{
     int32_t i;
     for (i = 0; i < {numbers_of(graph, output)}; i++) {{
-        scores[i] = numbers[i] * {multipliers}[i / {area}] + steps * {terms}[i / {area}];
+        {line}
     }}
 }}
 """

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from ..graph import ChannelDecision, Convolution, Dense, Graph, Neuron, Node, Reshape, size
+from ..steps import variants
 from .stages import Stage, gate_of, grid
 
 # C type of each storage, and how many bytes one number takes; bits are stored eight to a byte.
@@ -97,7 +100,8 @@ def state_bytes(neuron: Neuron) -> int:
 def accumulator(graph: Graph, node: Convolution | Dense) -> str:
     """Storage that holds every sum of a layer, also on the way to it."""
     source = graph[node.inputs[0]]
-    return "S16" if int(node.accumulator_bits(source.low, source.high).max()) == 16 else "S32"
+    each = [one.accumulator_bits(source.low, source.high) for one in variants(graph, node.name)]
+    return "S16" if max(int(bits.max()) for bits in each) == 16 else "S32"
 
 
 def rows_held(graph: Graph, node: Node) -> int:
@@ -186,7 +190,8 @@ def _helpers(graph: Graph, order: list[Stage]) -> Iterable[Buffer]:
                     count = node.weight.shape[0] + 1
                     yield Buffer(("open", node.name), "S32", count, index, index)
             elif isinstance(node, Neuron) and node.pixels is not None:
-                ends = (node.lowest, node.highest, *node.outcomes[:, 2].tolist())
+                outcomes = torch.cat([one.outcomes for one in variants(graph, node.name)])
+                ends = (node.lowest, node.highest, *outcomes[:, 2].tolist())
                 most = max(map(abs, ends))
                 kind = narrowest(0, node.shape[0] * most**2, ("U16", "S32"))
                 count = size(node.shape[1:])

@@ -24,7 +24,8 @@ from ..graph import (
     Product,
     SumPool,
 )
-from .data import Constants, pack, tight
+from ..steps import variants
+from .data import Constants, Packed, pack_steps, tight
 from .memory import Memory, rows_held, source_of, storage
 from .stages import Stage, gate_of, grid
 
@@ -53,6 +54,7 @@ class Source:
     records: list[str] = field(default_factory=list)
     known: dict[tuple[str, str], str] = field(default_factory=dict)
     statements: list[str] = field(default_factory=list)
+    arrays: set[str] = field(default_factory=set)  # records of which there is one for each step
 
     def __post_init__(self) -> None:
         self.numbers = {node.name: index for index, node in enumerate(self.graph.nodes)}
@@ -64,11 +66,25 @@ class Source:
         pixels = [neuron.pixels for neuron in self.graph.neurons]
         return any(rule is not None and rule.score == "prior" for rule in pixels)
 
-    def record(self, kind: str, name: str, fields: dict[str, object]) -> str:
-        """Address of a new constant record."""
-        body = "\n".join(f"    .{key} = {value}," for key, value in fields.items())
-        self.records.append(f"static const spq_{kind} {name} = {{\n{body}\n}};")
-        return f"&{name}"
+    def record(self, kind: str, name: str, *each: dict[str, object]) -> str:
+        """Address of a new constant record, or of that of the present step where there are more."""
+        bodies = ["\n".join(f"    .{key} = {value}," for key, value in one.items()) for one in each]
+        if all(body == bodies[0] for body in bodies):
+            self.records.append(f"static const spq_{kind} {name} = {{\n{bodies[0]}\n}};")
+            return f"&{name}"
+        self.arrays.add(name)
+        body = "".join(f"{{\n{body}\n}}, " for body in bodies).rstrip(", ")
+        self.records.append(f"static const spq_{kind} {name}[{len(bodies)}] = {{ {body} }};")
+        return self.address(kind, int(name.rpartition("_")[2]))
+
+    def address(self, kind: str, number: int, step: str = "now") -> str:
+        """Address of a record that is there, of this step where there are several."""
+        name = f"{kind}_{number}"
+        return f"&{name}[{step}]" if name in self.arrays else f"&{name}"
+
+    def variants(self, node: Node) -> list[Any]:
+        """The node in each step, or alone where no step changes it."""
+        return variants(self.graph, node.name)
 
     def value(self, node: Node, which: str | None = None) -> str:
         """Address of a value's record: its whole, or its row where only that is held."""
@@ -134,7 +150,12 @@ def _window(
 
 
 def _convolution(source: Source, node: Convolution | Dense) -> list[str]:
-    packed = pack(node)
+    each = [_layer_fields(source, node, packed) for packed in pack_steps(source.variants(node))]
+    address = source.record("convolution", f"convolution_{source.numbers[node.name]}", *each)
+    return [f"spq_convolve_row({address}, y);"]
+
+
+def _layer_fields(source: Source, node: Convolution | Dense, packed: Packed) -> dict[str, object]:
     gate = gate_of(source.graph, node)
     groups = getattr(node, "groups", 1)
     add = source.constants.add
@@ -143,26 +164,21 @@ def _convolution(source: Source, node: Convolution | Dense) -> list[str]:
         (node.stride, node.padding, node.dilation) if isinstance(node, Convolution) else 3 * ((),)
     )
     kernel = tuple(node.weight.shape[2:]) if spaced else ()
-    address = source.record(
-        "convolution",
-        f"convolution_{source.numbers[node.name]}",
-        {
-            "input": source.read(node),
-            "sums": source.value(node, ROWS),
-            "weights": add("weights", "U8", packed.data.flatten().tolist(), "weights"),
-            "levels": add("levels", "S8", packed.levels) if packed.levels else NONE,
-            "unpacked": f"(int8_t *)({source.memory.address(('unpacked', node.name))})",
-            "gate": source.value(source.graph[gate]) if gate else NONE,
-            "open": source.memory.address(("open", node.name)) if gate else NONE,
-            "format": f"SPQ_{packed.format}",
-            "bits": packed.bits,
-            "run_bytes": packed.run_bytes,
-            "inputs": node.weight.shape[1],
-            "filters": node.weight.shape[0] // groups,
-            **_window(kernel, *settings),
-        },
-    )
-    return [f"spq_convolve_row({address}, y);"]
+    return {
+        "input": source.read(node),
+        "sums": source.value(node, ROWS),
+        "weights": add("weights", "U8", packed.data.flatten().tolist(), "weights"),
+        "levels": add("levels", "S8", packed.levels) if packed.levels else NONE,
+        "unpacked": f"(int8_t *)({source.memory.address(('unpacked', node.name))})",
+        "gate": source.value(source.graph[gate]) if gate else NONE,
+        "open": source.memory.address(("open", node.name)) if gate else NONE,
+        "format": f"SPQ_{packed.format}",
+        "bits": packed.bits,
+        "run_bytes": packed.run_bytes,
+        "inputs": node.weight.shape[1],
+        "filters": node.weight.shape[0] // groups,
+        **_window(kernel, *settings),
+    }
 
 
 def _pool(source: Source, node: SumPool | MaxPool) -> list[str]:
@@ -182,36 +198,43 @@ def _pool(source: Source, node: SumPool | MaxPool) -> list[str]:
 
 
 def _sum(
-    source: Source, node: Node, factors: tuple[Tensor, ...], offsets: Tensor | None
+    source: Source, node: Node, parts: list[tuple[tuple[Tensor, ...], Tensor | None]]
 ) -> list[str]:
+    """``parts`` are factors and offsets, of each step where they change."""
     number, add = source.numbers[node.name], source.constants.add
-    terms = []
-    for index, factor in enumerate(factors):
-        one = bool((factor == 1).all())
-        name = NONE if one else add("factors", "S32", factor.flatten().tolist())
-        terms.append(f"    {{ {source.read(node, index)}, {name}, {int(factor.numel() > 1)} }},")
-    body = "\n".join(terms)
-    source.records.append(f"static const spq_term terms_{number}[{len(terms)}] = {{\n{body}\n}};")
-    address = source.record(
-        "sum",
-        f"sum_{number}",
-        {
-            "output": source.value(node),
-            "terms": f"terms_{number}",
-            "count": len(terms),
-            "offsets": NONE if offsets is None else add("offsets", "S32", offsets.tolist()),
-        },
-    )
+    each: list[dict[str, object]] = []
+    for step, (factors, offsets) in enumerate(parts):
+        terms = []
+        for index, factor in enumerate(factors):
+            one = bool((factor == 1).all())
+            name = NONE if one else add("factors", "S32", factor.flatten().tolist())
+            terms.append(
+                f"    {{ {source.read(node, index)}, {name}, {int(factor.numel() > 1)} }},"
+            )
+        body = "\n".join(terms)
+        named = f"terms_{number}" if len(parts) == 1 else f"terms_{number}_{step}"
+        source.records.append(f"static const spq_term {named}[{len(terms)}] = {{\n{body}\n}};")
+        each.append(
+            {
+                "output": source.value(node),
+                "terms": named,
+                "count": len(terms),
+                "offsets": NONE if offsets is None else add("offsets", "S32", offsets.tolist()),
+            }
+        )
+    address = source.record("sum", f"sum_{number}", *each)
     return [f"spq_sum_row({address}, y);"]
 
 
 def _add(source: Source, node: Add) -> list[str]:
-    return _sum(source, node, node.factors, None)
+    return _sum(source, node, [(one.factors, None) for one in source.variants(node)])
 
 
 def _affine(source: Source, node: Affine) -> list[str]:
-    offsets = node.offset.flatten().expand(node.shape[0]).contiguous()
-    return _sum(source, node, (node.multiplier,), offsets)
+    each = source.variants(node)
+    offsets = [one.offset.flatten().expand(node.shape[0]).contiguous() for one in each]
+    pairs = zip(each, offsets, strict=True)
+    return _sum(source, node, [((one.multiplier,), offset) for one, offset in pairs])
 
 
 def _product(source: Source, node: Product) -> list[str]:
@@ -239,21 +262,29 @@ def decision(source: Source, node: ChannelDecision) -> str:
     levels = node.reads == "membrane"
     add = source.constants.add
     limit = 2**62  # beyond every sum of 8-bit weights times 32-bit sums
-    return source.record(
-        "decision",
-        f"decision_{source.numbers[node.name]}",
+    each: list[dict[str, object]] = [
         {
             "value": NONE if levels else source.value(read),
-            "neuron": f"&neuron_{source.numbers[read.name]}" if levels else NONE,
-            "weights": add("gate", "S8", node.weight.flatten().tolist(), "weights"),
-            "thresholds": add("thresholds", "S64", node.threshold.clamp(-limit, limit).tolist()),
+            # How a neuron stores its levels is the same in all steps.
+            "neuron": source.address("neuron", source.numbers[read.name], "0") if levels else NONE,
+            "weights": add("gate", "S8", one.weight.flatten().tolist(), "weights"),
+            "thresholds": add("thresholds", "S64", one.threshold.clamp(-limit, limit).tolist()),
             "sums": source.memory.address(("sums", node.name)),
             "output": source.value(node),
-        },
-    )
+        }
+        for one in source.variants(node)
+    ]
+    return source.record("decision", f"decision_{source.numbers[node.name]}", *each)
 
 
 def _neuron(source: Source, node: Neuron) -> list[str]:
+    shared = {"importance": _importance(source, node) if node.pixels else NONE}
+    each = [_neuron_fields(source, one) | shared for one in source.variants(node)]
+    address = source.record("neuron", f"neuron_{source.numbers[node.name]}", *each)
+    return [f"spq_fire_row({address}, y);"]
+
+
+def _neuron_fields(source: Source, node: Neuron) -> dict[str, object]:
     sums, add = source.graph[node.inputs[0]], source.constants.add
     flips = bool((node.sign < 0).any())
     low, high = (
@@ -261,7 +292,7 @@ def _neuron(source: Source, node: Neuron) -> list[str]:
     )
     kind, breaks = tight(node.breaks, low, high)
     gated = node.gate is not None and node.closed is not None
-    fields = {
+    return {
         "sums": source.read(node),
         "numbers": source.read(node, 1) if node.counts else NONE,
         "gate": source.value(source.graph[str(node.gate)]) if gated else NONE,
@@ -271,7 +302,6 @@ def _neuron(source: Source, node: Neuron) -> list[str]:
         "closed": _closed(source, node) if gated else NONE,
         "outcomes": add("outcomes", "S16", node.outcomes.flatten().tolist()),
         "sign": add("sign", "S8", node.sign.tolist()) if flips else NONE,
-        "importance": _importance(source, node) if node.pixels else NONE,
         "breaks_type": f"SPQ_{kind}",
         "breaks_count": breaks.shape[-1],
         "state_count": breaks.shape[1],
@@ -285,8 +315,6 @@ def _neuron(source: Source, node: Neuron) -> list[str]:
         "prior": int(node.pixels is not None and node.pixels.score == "prior"),
         "masked": node.pixels.masked if node.pixels else 0,
     }
-    address = source.record("neuron", f"neuron_{source.numbers[node.name]}", fields)
-    return [f"spq_fire_row({address}, y);"]
 
 
 def _closed(source: Source, node: Neuron) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...functional.packing import pack_bits
-from ..engine.reference import ReferenceEngine
+from ..engine.choice import make_engine
 from ..graph import Graph
 from .data import array
 from .files import MARK, input_storage
@@ -22,7 +22,7 @@ def checksums(graph: Graph, sample: Tensor) -> tuple[list[int], list[int]]:
     """
     layers: list[int] = []
     outputs: list[int] = []
-    engine = ReferenceEngine(graph)
+    engine = make_engine(graph, "torch")
     read = {
         output.value if output.reads == "value" else (output.value, "membrane")
         for output in graph.outputs

@@ -42,7 +42,7 @@ def _rows(source: Source, stage: Stage) -> None:
         say(f"spq_clear({source.value(root)});")
     for node in stage.members:
         if isinstance(node, Convolution | Dense) and gate_of(source.graph, node):
-            say(f"spq_list_open(&convolution_{source.numbers[node.name]});")
+            say(f"spq_list_open({source.address('convolution', source.numbers[node.name])});")
     say(f"for (y = 0; y < {grid(root.shape)[1]}; y++) {{")
     for lines in written:
         for line in lines:
@@ -56,7 +56,7 @@ def _after_firing(source: Source, neuron: Neuron) -> None:
     say, number = source.statements.append, source.numbers[neuron.name]
     if neuron.pixels is not None:
         begun = "begun" if neuron.pixels.score == "prior" else "1"
-        say(f"spq_mask_pixels(&neuron_{number}, {begun});")
+        say(f"spq_mask_pixels({source.address('neuron', number)}, {begun});")
     layer = source.graph.neurons.index(neuron)
     spikes = source.memory.address(("value", neuron.name))
     states = f"spq_states + {source.memory.offsets['states', neuron.name]}"
@@ -67,7 +67,7 @@ def _after_firing(source: Source, neuron: Neuron) -> None:
 def _outputs(source: Source, root: Node) -> None:
     for index, output in enumerate(source.graph.outputs):
         if output.value == root.name and output.reads == "membrane":
-            neuron = f"&neuron_{source.numbers[root.name]}"
+            neuron = source.address("neuron", source.numbers[root.name])
             source.statements.append(f"spq_read_levels({neuron}, output->output{index});")
         elif output.value == root.name:
             line = f"spq_read({source.value(root)}, output->output{index});"

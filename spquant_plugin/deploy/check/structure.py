@@ -9,6 +9,7 @@ from ..graph import Graph, Input, Node, size
 from .outputs import check_outputs
 from .rules import ELEMENTS, LARGEST, must, text, whole
 from .shapes import SHAPES
+from .steps import check_steps
 
 REPEATS = 2**16  # steps of a static input
 TAKES = ("sequence", "step", "static")
@@ -16,6 +17,12 @@ TAKES = ("sequence", "step", "static")
 
 def check_structure(graph: Graph) -> None:
     """Names, order, types, shapes and ranges of a whole graph."""
+    check_steps(graph)
+    for one in graph.by_step:
+        _check_step(one)
+
+
+def _check_step(graph: Graph) -> None:
     must(isinstance(graph.nodes, tuple) and len(graph.nodes) > 0, "nodes", graph.nodes, "a tuple")
     known: dict[str, Node] = {}
     for index, node in enumerate(graph.nodes):

@@ -24,6 +24,11 @@ from .rules import LARGEST, must
 
 def check_values(graph: Graph) -> None:
     """Check the numbers of a graph whose structure is sound."""
+    for one in graph.by_step:
+        _step_values(one)
+
+
+def _step_values(graph: Graph) -> None:
     for node in graph.nodes:
         sources = [graph[name] for name in node.inputs]
         _bounds(node, sources)

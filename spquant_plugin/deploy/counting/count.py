@@ -30,6 +30,7 @@ from ..graph import (
     SumPool,
     size,
 )
+from ..steps import variants
 from .pairs import Pairs
 from .values import Values
 
@@ -59,6 +60,10 @@ def _further(known: Count, part: Count) -> None:
         known.input_bits = max(known.input_bits, part.input_bits)
         if known.held_bytes is not None and part.held_bytes is not None:
             known.held_bytes += part.held_bytes
+
+
+def _code_note(steps: int) -> str:
+    return f"one code for {steps} time steps" if steps > 1 else ""
 
 
 class _Counter:
@@ -130,7 +135,7 @@ class _Counter:
             path=path,
             type=nodes[0].kind,
             weights=nodes[0].weight.numel(),
-            zero_weights=int(torch.stack([node.weight for node in nodes]).eq(0).all(0).sum()),
+            zero_weights=self._zeros(nodes),
             weight_bits=nodes[0].bits,
             channels=nodes[0].shape[0],
             space=nodes[0].shape[1:],
@@ -139,40 +144,63 @@ class _Counter:
             sum_bits=signed_bits(summed),
             gate=self.path(gate) if gate is not None else "",
             mask=_inside(self.path(mask), MASK) if mask is not None else "",
-            note=SPLIT if len(nodes) > 1 else "",
+            note=SPLIT if len(nodes) > 1 else _code_note(len(self._variants(nodes[0]))),
             held_bytes=None
             if self.whole_weights is not None
-            else sum(node.weight.nbytes for node in nodes),
+            else sum(one.weight.nbytes for node in nodes for one in self._variants(node)),
             rows=x.shape[0],
             inputs=x.numel(),
             outputs=x.shape[0] * size(nodes[0].shape),
             binary=torch.equal(ones.to(x.dtype), x),
         )
         for node in nodes:
-            pairs = Pairs(node, given)
-            found.dense += pairs.dense() * x.shape[0]
-            nonzero, effective = self._pairs(pairs, ones, gate, mask)
-            found.nonzero += nonzero
-            found.effective += effective
+            each = self.values.by_step(node.name)
+            for step, one in enumerate(each):
+                # All steps at once, or the rows of the one step that has these weights.
+                rows = slice(None) if len(each) == 1 else self.rows_of(step)
+                pairs = Pairs(one, given)
+                found.dense += pairs.dense() * len(ones[rows])
+                nonzero, effective = self._pairs(pairs, ones[rows], gate, mask, rows)
+                found.nonzero += nonzero
+                found.effective += effective
         return found
 
+    def rows_of(self, step: int) -> slice:
+        """The rows of a step, where steps and samples share an axis."""
+        return slice(step * self.batch, (step + 1) * self.batch)
+
+    def _variants(self, node: Node) -> list[Any]:
+        """The node in each step, or alone where no step changes it."""
+        return variants(self.graph, node.name)
+
+    def _zeros(self, nodes: list[Any]) -> float:
+        """Weights that are 0 in all their parts, in the mean of all steps."""
+        steps = zip(*(self._variants(node) for node in nodes), strict=True)
+        parts = [torch.stack([one.weight for one in step]) for step in steps]
+        return sum(int(part.eq(0).all(0).sum()) for part in parts) / len(parts)
+
     def _pairs(
-        self, pairs: Pairs, ones: Tensor, gate: ChannelDecision | None, mask: Neuron | None
+        self,
+        pairs: Pairs,
+        ones: Tensor,
+        gate: ChannelDecision | None,
+        mask: Neuron | None,
+        rows: slice,
     ) -> tuple[int, int]:
-        """Pairs of nonzeros, and those that gates leave."""
+        """Pairs of nonzeros in some rows, and those that gates leave."""
         prior = mask is not None and mask.pixels is not None and mask.pixels.score == "prior"
         if not prior or mask is None or mask.shape[1:] != pairs.node.shape[1:]:
             if gate is None:
                 return (total := pairs.all(ones)), total
             by_channel = pairs.by_channel(ones)
-            is_open = self.values[gate.name].flatten(0, 1)
+            is_open = self.values[gate.name].flatten(0, 1)[rows]
             return int(by_channel.sum()), int((by_channel * is_open).sum())
         by_place = pairs.by_place(ones, channels=gate is not None)
         nonzero = int(by_place.sum(dtype=torch.float64))
         if gate is not None:
-            is_open = self.values[gate.name].flatten(0, 1)
+            is_open = self.values[gate.name].flatten(0, 1)[rows]
             by_place = by_place * is_open.view(*is_open.shape, *[1] * (by_place.ndim - 2))
-        kept = by_place * ~self.values.masked(mask)
+        kept = by_place * ~self.values.masked(mask)[rows]
         return nonzero, int(kept.sum(dtype=torch.float64))
 
     def _sum_of(self, nodes: list[Any]) -> Node:
@@ -216,7 +244,10 @@ class _Counter:
         by_step = [
             torch.bincount((step - node.lowest).flatten(), minlength=bins) for step in levels
         ]
-        tables = [node.sign, node.breaks, node.outcomes, node.closed]
+        each = self._variants(node)
+        tables = [
+            table for one in each for table in (one.sign, one.breaks, one.outcomes, one.closed)
+        ]
         spike_bytes = getattr(self.engine, "spike_bytes", None)
         return NeuronCount(
             path=self.path(node),

@@ -11,6 +11,7 @@ from ...functional.gates import kept_but
 from ..engine.record import Engine
 from ..engine.reference import OPERATIONS
 from ..graph import Graph, Input, Neuron
+from ..steps import variants
 
 
 class Values:
@@ -43,9 +44,22 @@ class Values:
                     for i, name in enumerate(node.inputs)
                 ]
                 given = [self[name].flatten(0, 1) for name in keys]
-                result = OPERATIONS[type(node)](node, *given)
+                result = self._computed(key, given)
                 self.found[key] = result.view(self.steps, self.batch, *node.shape)
         return self.found[key]
+
+    def _computed(self, name: str, given: list[Tensor]) -> Tensor:
+        """What an operation gives in all steps, with the numbers of each."""
+        nodes = self.by_step(name)
+        if len(nodes) == 1:
+            return OPERATIONS[type(nodes[0])](nodes[0], *given)
+        rows = zip(*(part.split(self.batch) for part in given), strict=True)
+        pairs = zip(nodes, rows, strict=True)
+        return torch.cat([OPERATIONS[type(node)](node, *parts) for node, parts in pairs])
+
+    def by_step(self, name: str) -> list[Any]:
+        """The node in each step that ran, or alone where no step changes it."""
+        return variants(self.graph, name)[: self.steps]
 
     def scores(self, node: Neuron) -> Tensor:
         """Levels by which a spatial gate ranked pixels: of all steps, or but for the first."""
@@ -56,6 +70,8 @@ class Values:
 
     def _potential(self, node: Neuron, step: int) -> Tensor:
         """Levels of the potentials of one step, which no engine keeps."""
+        nodes = self.by_step(node.name)
+        node = nodes[min(step, len(nodes) - 1)]
         before = torch.full((self.batch, *node.shape), node.rest)
         if step > 0:
             before = self[node.name, "membrane"][step - 1].long() - node.lowest

@@ -9,6 +9,7 @@ from ...errors import DeployError
 from ..graph import Graph
 from .record import Engine
 from .reference import ReferenceEngine
+from .stepped import SteppedEngine
 
 ENGINES = ("auto", "numba", "torch")
 
@@ -18,7 +19,10 @@ def make_engine(graph: Graph, name: str, **options: Any) -> Engine:
     if name not in ENGINES:
         raise DeployError(f"engine = {name!r}: must be one of {', '.join(map(repr, ENGINES))}.")
     if name == "torch" or (name == "auto" and find_spec("numba") is None):
-        return ReferenceEngine(graph, **options)
+        return SteppedEngine(graph, **options) if graph.later else ReferenceEngine(graph, **options)
     from .compiled import CompiledEngine
+    from .stepped_compiled import SteppedCompiledEngine
 
-    return CompiledEngine(graph, **options)
+    return (
+        SteppedCompiledEngine(graph, **options) if graph.later else CompiledEngine(graph, **options)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from .light import restore
 from .prepared import Prepared
 from .record import Record
 from .running import Run, State
-from .stages import levels_of
+from .stages import Stage, levels_of
 from .values import Value
 
 MEMORY = ("fast", "small")
@@ -28,19 +30,32 @@ class CompiledEngine:
     Weights are held packed, one bit plane after the other. ``memory="fast"`` also keeps the
     numbers of layers that were multiplied densely; ``"small"`` unpacks them each time. ``path``
     makes every layer take one of PATHS where it can, which else follows the measured rates.
+    ``shared`` are stages of the same nodes, which another engine prepared.
     """
 
     name = "numba"
 
-    def __init__(self, graph: Graph, *, memory: str = "fast", path: str | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        memory: str = "fast",
+        path: str | None = None,
+        shared: Mapping[str, Stage] = MappingProxyType({}),
+    ) -> None:
         if memory not in MEMORY:
             raise DeployError(f"memory = {memory!r}: must be {' or '.join(map(repr, MEMORY))}.")
         if path is not None and path not in PATHS:
             raise DeployError(f"path = {path!r}: must be {' or '.join(map(repr, PATHS))}, or None.")
         self.memory, self.path = memory, path
         self.choices: dict[str, str] = {}
-        self._prepared = Prepared(graph, keep=memory == "fast")
+        self._prepared = Prepared(graph, memory == "fast", shared)
         self._orders: dict[frozenset[Any], list[tuple[Node, list[str]]]] = {}
+
+    @property
+    def prepared(self) -> Prepared:
+        """What it made of the graph."""
+        return self._prepared
 
     @property
     def graph(self) -> Graph:

@@ -5,7 +5,11 @@ A layer and the neurons behind it are one pass where nobody asks for the sums be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+
+from torch import Tensor
 
 from ..graph import ChannelDecision, Convolution, Dense, Graph, Neuron, Node, Reshape
 from .decision import Decision
@@ -21,12 +25,16 @@ class Prepared:
 
     ``fused`` names the layer that a neuron's stage begins with; ``flat`` what a layer reads, a
     dense one before it was flattened; ``levels`` the neurons whose levels decisions read. ``keep``
-    lets layers keep the numbers that they unpack.
+    lets layers keep the numbers that they unpack. ``shared`` are stages that are there already, of
+    the same nodes in the graph of another step.
     """
 
-    def __init__(self, graph: Graph, keep: bool) -> None:
+    def __init__(
+        self, graph: Graph, keep: bool, shared: Mapping[str, Stage] = MappingProxyType({})
+    ) -> None:
         self.graph = graph
         self.stages: dict[str, Stage] = {}
+        self.shared = shared
         self.fused: dict[str, str] = {}
         self.decisions: dict[str, Decision] = {}
         self.flat: dict[str, str] = {}
@@ -40,6 +48,7 @@ class Prepared:
                 self.decisions[node.name] = Decision(node)
         for weights in filter(None, (stage.weights for stage in self.stages.values())):
             weights.keep = keep
+        self.shared = {}
         self._hold(lighten(self))
 
     def _prepare_layer(self, node: Any) -> None:
@@ -53,18 +62,30 @@ class Prepared:
         readers = list(self.graph.readers(node.name))
         behind = readers[0] if len(readers) == 1 else None
         if isinstance(behind, Neuron) and behind.inputs[0] == node.name and _is_known(behind):
-            weights = kind.of(node, source.shape, behind.sign)
-            self.stages[behind.name] = Stage(behind, weights, behind, node.low, node.high)
             self.fused[behind.name] = node.name
+            self.stages[behind.name] = self.shared.get(behind.name) or Stage(
+                behind, kind.of(node, source.shape, behind.sign), behind, node.low, node.high
+            )
         else:
-            weights = kind.of(node, source.shape, None)
-            self.stages[node.name] = Stage(node, weights, None, node.low, node.high)
+            self.stages[node.name] = self.shared.get(node.name) or Stage(
+                node, kind.of(node, source.shape, None), None, node.low, node.high
+            )
 
     def _prepare_neuron(self, node: Neuron) -> None:
         source = self.graph[node.inputs[0]]
         known = planes_needed(source.low, source.high) <= MOST_PLANES
         if node.name not in self.stages and known and _is_known(node):
-            self.stages[node.name] = Stage(node, None, node, source.low, source.high)
+            self.stages[node.name] = self.shared.get(node.name) or Stage(
+                node, None, node, source.low, source.high
+            )
+
+    def without(self, changed: set[str]) -> dict[str, Stage]:
+        """The stages in which none of these nodes takes part."""
+        return {
+            name: stage
+            for name, stage in self.stages.items()
+            if name not in changed and self.fused.get(name) not in changed
+        }
 
     def stage_of(self, layer: Node) -> Stage:
         """The stage that holds a layer's weights."""
@@ -82,19 +103,28 @@ class Prepared:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all that was made beside the graph."""
-        stages, decisions = self.stages.values(), self.decisions.values()
-        return sum(stage.nbytes for stage in stages) + sum(made.nbytes for made in decisions)
+        return sum(made.nbytes for made in self.made)
+
+    @property
+    def made(self) -> list[Stage | Decision]:
+        """All that was made beside the graph."""
+        return [*self.stages.values(), *self.decisions.values()]
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights and tables."""
-        kept = self.packed_bytes
+        return self.packed_bytes + sum(tensor.nbytes for tensor in self.kept)
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Weights and tables that the graph itself holds."""
+        found = []
         for node in self.graph.nodes:
             if isinstance(node, Convolution | Dense) and node.name not in self.flat:
-                kept += node.weight.numel()
+                found.append(node.weight)
             if isinstance(node, Neuron) and node.name not in self.stages:
-                kept += node.breaks.numel() * node.breaks.element_size()
-        return kept
+                found.append(node.breaks)
+        return found
 
     def strip(self) -> None:
         """Let go of the neurons' tables in the graph too."""

@@ -93,23 +93,22 @@ class _Node:
         return RECORDS[kind].read(own, name if isinstance(name, str) else path, take)
 
 
+OUTPUT = Record(
+    g.Output,
+    {
+        "value": text,
+        "reads": text,
+        "unit": Real(),
+        "steps": Many(Many(Argument())),
+        "over_time": Optional(text),
+        "gate": Optional(text),
+    },
+)
 GRAPH = Record(
     g.Graph,
     {
         "nodes": Many(_Node()),
-        "outputs": Many(
-            Record(
-                g.Output,
-                {
-                    "value": text,
-                    "reads": text,
-                    "unit": Real(),
-                    "steps": Many(Many(Argument())),
-                    "over_time": Optional(text),
-                    "gate": Optional(text),
-                },
-            )
-        ),
+        "outputs": Many(OUTPUT),
         "takes": text,
         "repeats": number,
         "single": flag,

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ...errors import FormatError
 from ..check.rules import must, whole_tensor
-from ..engine.reference import ReferenceEngine
+from ..engine.choice import make_engine
 from ..graph import Graph
 
 
 def reference(graph: Graph, sample: Tensor) -> dict[str, str]:
     """SHA-256 of all spikes and of all that is read out, on whole numbers ``[T, N, *shape]``."""
-    engine = ReferenceEngine(graph)
+    engine = make_engine(graph, "torch")
     spikes, readout = hashlib.sha256(), hashlib.sha256()
     read = [(output.value, output.reads) for output in graph.outputs]
     keys: set[Any] = {neuron.name for neuron in graph.neurons}

@@ -24,6 +24,7 @@ from ..check.structure import check_structure
 from ..check.values import check_values
 from ..check.whole import check_graph
 from ..graph import Graph
+from ..steps import variants
 from .container import (
     CHECKSUM,
     Array,
@@ -36,13 +37,14 @@ from .container import (
     read_json,
     write_json,
 )
-from .fields import fields
+from .fields import Take, fields
+from .later import coded, read_later, write_later
 from .nodes import GRAPH, SAMPLE
 from .packing import expected, pack, unpack
 from .reference import check_sample, check_sample_range, reference, replay
 
 FORMAT = "spquant integer network"
-VERSION = 1
+VERSIONS = ("1", "2")  # 2 is of networks whose weights change from step to step
 PathLike = str | os.PathLike[str]
 # What the words of the graph mean, for people who read a file without this package.
 RULES = {
@@ -54,6 +56,11 @@ RULES = {
     "ties": "A sum that equals a break has reached it. Of equally important pixels, those of "
     "lowest index are masked first.",
     "padding": "Zeros around sums; around a largest number, nothing.",
+}
+LATER = {
+    "later": "The graph is that of the first step. In a step counted from 0, a weight that has "
+    "patterns is levels[code + patterns // 2, step]; what a step has of its own takes the place of "
+    "the first step's. There are no further steps.",
 }
 
 
@@ -71,17 +78,20 @@ def save_graph(graph: Graph, sample: Tensor, path: PathLike) -> None:
     def put(name: str, values: Tensor, packing: str, lowest: int) -> None:
         arrays[name] = pack(values, packing, lowest)
 
+    first, patterns = coded(graph)
     described = {
-        "graph": GRAPH.write(graph, "graph", put),
+        "graph": GRAPH.write(first, "graph", put),
         "sample": SAMPLE.write(sample, "sample", put),
         "reference": reference(graph, sample),
         "widths": widths(graph),
         "rules": RULES,
     }
+    if graph.later:
+        described |= {"later": write_later(graph, patterns, put), "rules": RULES | LATER}
     content = assemble(
         {
             "format": FORMAT,
-            "version": str(VERSION),
+            "version": VERSIONS[bool(graph.later)],
             "producer": f"spquant_plugin {_version()}",
             "network": write_json(described),
         },
@@ -115,7 +125,10 @@ def widths(graph: Graph) -> Json:
     sums = {}
     for layer in graph.layers:
         source = graph[layer.inputs[0]]
-        sums[layer.name] = int(layer.accumulator_bits(source.low, source.high).max())
+        each = [
+            one.accumulator_bits(source.low, source.high) for one in variants(graph, layer.name)
+        ]
+        sums[layer.name] = max(int(bits.max()) for bits in each)
     return {
         "accumulator": sums,
         "state": {neuron.name: neuron.state_bits for neuron in graph.neurons},
@@ -156,17 +169,18 @@ def _described(header: Header) -> dict[str, Json]:
             f"format {shown(found.get('format'))}: must be {FORMAT!r}. This is another file."
         )
     version, producer = found.get("version"), found.get("producer")
-    if version != str(VERSION):
+    if version not in VERSIONS:
         raise FormatError(
-            f"version {shown(version)} of the format, written by {shown(producer)}: version "
-            f"{VERSION} is read here. Update spquant_plugin to read a newer one; load an older one "
-            "with the program that wrote it, and save the network anew."
+            f"version {shown(version)} of the format, written by {shown(producer)}: versions "
+            f"{' and '.join(VERSIONS)} are read here. Update spquant_plugin to read a newer one; "
+            "load an older one with the program that wrote it, and save the network anew."
         )
     fields(found, {"format", "version", "producer", "network"}, "__metadata__")
     described = read_json(found["network"], "network")
-    keys = {"graph", "sample", "reference", "widths", "rules"}
+    changes = version != VERSIONS[0]
+    keys = {"graph", "sample", "reference", "widths", "rules"} | ({"later"} if changes else set())
     described = fields(described, keys, "network")
-    if described["rules"] != RULES:
+    if described["rules"] != RULES | (LATER if changes else {}):
         raise FormatError("rules: are not those of this version of the format.")
     hashes = fields(described["reference"], {"spikes", "readout"}, "reference")
     for name, value in hashes.items():
@@ -202,10 +216,17 @@ def _assembled(
             raise FormatError(f"{shown(name)}: {error}") from error
 
     graph: Any = GRAPH.read(described["graph"], "graph", take)
+    if "later" in described:
+        graph = _with_later(described["later"], graph, take)
     sample: Any = SAMPLE.read(described["sample"], "sample", take)
     if unused:
         raise FormatError(f"{shown(min(unused))}: a tensor that the network does not have.")
     return graph, sample
+
+
+def _with_later(json: Json, first: Graph, take: Take) -> Graph:
+    check_structure(first)
+    return read_later(json, first, take)
 
 
 @contextmanager

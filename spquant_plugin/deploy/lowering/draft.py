@@ -20,12 +20,16 @@ ENUMERATED = 64
 
 
 class Draft:
-    """Nodes found so far."""
+    """Nodes found so far; of a model whose weights change, those of one ``step``."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
         self.nodes: dict[str, Node] = {}
         self.currents: dict[str, Symbol] = {}  # what each neuron reads
-        self.tables: dict[str, tuple[Symbol, Neuron]] = {}  # of neurons, and what they read
+        # Of neurons, with what they read and its bounds.
+        self.tables: dict[str, tuple[Symbol, Bounds, Neuron]] = {}
+        # Weights that change, by the id of this step's, which stays alive here.
+        self.changing: dict[int, tuple[Tensor, Tensor]] = {}
         self.calls: dict[str, int] = {}  # of each neuron in one call of the model
         self.dtype = torch.float32  # of the model
         self.lead: tuple[int, ...] = ()  # time and samples, or samples, of the whole run
@@ -43,8 +47,20 @@ class Draft:
         return node
 
     def bounds(self, node: Node) -> Bounds:
-        """Proven bounds of every channel of a node."""
-        return channel_bounds(node, [self.nodes[name] for name in node.inputs])
+        """Proven bounds of every channel of a node, in all steps."""
+        inputs = [self.nodes[name] for name in node.inputs]
+        _, weights = self.changing.get(id(getattr(node, "weight", None)), (None, None))
+        if weights is None:
+            return channel_bounds(node, inputs)
+        each = [channel_bounds(replace(node, weight=weight), inputs) for weight in weights]  # type: ignore[call-arg]
+        least, most = zip(*each, strict=True)
+        return torch.stack(least).amin(0), torch.stack(most).amax(0)
+
+    def weight_of_step(self, weights: Tensor) -> Tensor:
+        """This step's of weights ``[T, ...]``; :meth:`bounds` then knows them all."""
+        weight = weights[self.step].contiguous()
+        self.changing[id(weight)] = weight, weights
+        return weight
 
     def _free(self, name: str) -> str:
         wanted, number = name or WHOLE, 2

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ...errors import DeployError
 from ...modules.quantized_layer import QuantizedLayer
+from ...modules.quantized_norm import QuantizedBatchNorm
 from ...modules.weight_quantizer import DyadicQuantizer
 from ..graph import Add, Convolution, Dense, Node
 from .draft import Draft
 from .symbol import Dyadic, Step, Symbol
+from .temporal import weight_of_step
 from .windows import windows
 
 INT8 = 127
@@ -37,7 +39,8 @@ def whole_weight(layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor | None]:
 def lower_layer(draft: Draft, path: str, layer: Any, x: Symbol) -> Symbol:
     """Sums of a weight layer; its scale and bias follow as float steps."""
     _check_layer(layer, x)
-    whole, unit, scale = whole_weight(layer)
+    temporal = layer.is_temporal
+    whole, unit, scale = weight_of_step(draft, layer) if temporal else whole_weight(layer)
     node = _sums(draft, path, layer, whole, x)
     sums = x.but(node=node.name, shape=node.shape, unit=x.unit[:1] * unit, analogue=False)
     if getattr(layer, "hands_scale_on", False):
@@ -48,8 +51,9 @@ def lower_layer(draft: Draft, path: str, layer: Any, x: Symbol) -> Symbol:
         steps.append(("multiply", scale if step is None else scale * step))
     elif step is not None:
         steps.append(("multiply", layer.weight.new_tensor(step)))
-    if layer.bias is not None:
-        steps.append(("add", layer.bias.detach().clone()))
+    bias = layer.present_bias()
+    if bias is not None:
+        steps.append(("add", bias.detach().clone()))
     return sums.but(steps=tuple(steps))
 
 
@@ -104,7 +108,7 @@ def _sums(draft: Draft, path: str, layer: Any, whole: Tensor, x: Symbol) -> Node
 
 
 def _layer(path: str, layer: Any, whole: Tensor, x: Symbol) -> Node:
-    bits = layer.weight_quantizer.rule.stored_bits
+    bits = layer.weight_quantizer.stored_bits
     named: dict[str, Any] = {"name": path, "inputs": (x.node,), "low": 0, "high": 0, "bits": bits}
     weight = whole.to(torch.int8)
     if isinstance(layer, nn.Linear):
@@ -156,8 +160,8 @@ def lower_norm(path: str, norm: Any, x: Symbol) -> Symbol:
             f"it normalises {norm.num_features} channels of a value of shape {x.shape}: must be "
             "the channels. Flatten behind the neuron."
         )
-    if hasattr(norm, "dyadic"):
-        return _dyadic(path, norm, x)
+    if isinstance(norm, QuantizedBatchNorm):
+        return x if norm.rule.mode == "fold" else _dyadic(path, norm, x)
     if norm.running_mean is None or norm.running_var is None:
         raise DeployError(
             "it has no running statistics, so its factors depend on the batch: must be fixed. Use "

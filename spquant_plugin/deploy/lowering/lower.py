@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,13 @@ from ..graph import Graph, Neuron, Node, Output
 from ..hooks import refuse_hooks
 from ..modes import plain_mode, precision_of
 from ..network import IntegerNetwork
+from ..steps import together
 from ..verify import verify
 from .calls import Refused
 from .draft import EXACT, Draft
 from .recording import Recorder
 from .symbol import Symbol
+from .temporal import check_called, most_steps
 from .timing import count_steps, is_multi_step
 
 CHECKED = 8  # samples on which the result is compared
@@ -61,26 +63,41 @@ def to_integer(
     try:
         with plain_mode(), quiet_copy(model) as copy:
             takes, steps = count_steps(copy, model, x)
-        multi_step = is_multi_step(model)
+            most = most_steps(copy)
+        job = _Job(model, x, takes, steps, input_range, most)
         draft = Draft()
-        graph = _lower(model, draft, x, takes, steps, input_range)
-        loops = takes == "sequence" and not multi_step
-        if loops and not _goes_on(model, draft, x, graph, input_range):
+        graph = _lower(job, draft)
+        loops = takes == "sequence" and not is_multi_step(model)
+        if loops and not _goes_on(job, draft, graph):
             graph = replace(graph, repeats=steps)
+        if most is not None:
+            graph = _with_later(job, draft, graph)
     finally:
         reset(model)
     net = IntegerNetwork(graph, torch.zeros(0), engine)
     net.sample = _kept_sample(net, x, takes)
-    _check_on_sample(graph, model, x)
+    _check_on_sample(graph, job)
     return net
 
 
-def _check_on_sample(graph: Graph, model: nn.Module, x: Tensor) -> None:
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is lowered: a model that takes ``x`` in one call, and its number of steps; ``most`` is
+    for how many there are weights, None where these are the same in all."""
+
+    model: nn.Module
+    x: Tensor
+    takes: str
+    steps: int
+    input_range: tuple[int, int] | None
+    most: int | None
+
+
+def _check_on_sample(graph: Graph, job: _Job) -> None:
     """Run both: a model may do what no trace shows, with data of its own or behind torch's back."""
-    if graph.takes == "step":
-        x = torch.stack([x, x])
+    x = job.x if graph.takes != "step" else torch.stack([job.x] * (job.most or 2))
     few = x[:CHECKED] if graph.takes == "static" else x[:, :CHECKED]
-    found = verify(IntegerNetwork(graph, torch.zeros(0), "torch"), model, few).first
+    found = verify(IntegerNetwork(graph, torch.zeros(0), "torch"), job.model, few).first
     if found is not None:
         raise DeployError(
             f"{found.path}: the lowered network differs from the model on the sample: "
@@ -98,39 +115,42 @@ def _check_range(given: object) -> None:
         )
 
 
-def _lower(
-    model: nn.Module,
-    draft: Draft,
-    x: Tensor,
-    takes: str,
-    steps: int,
-    input_range: tuple[int, int] | None,
-) -> Graph:
-    draft.dtype = precision_of(model)
-    with plain_mode(), quiet_copy(model) as copy:
-        found = _record(copy, draft, x, takes, steps, input_range)
-    return _graph(draft, found, type(model).__name__, takes, steps)
+def _lower(job: _Job, draft: Draft) -> Graph:
+    draft.dtype = precision_of(job.model)
+    with plain_mode(), quiet_copy(job.model) as copy:
+        found = _record(copy, draft, job)
+    return _graph(draft, found, type(job.model).__name__, job.takes, job.steps)
 
 
-def _goes_on(
-    model: nn.Module,
-    before: Draft,
-    x: Tensor,
-    graph: Graph,
-    input_range: tuple[int, int] | None,
-) -> bool:
-    """Whether a loop over time takes its number of steps from the input: one more is one more."""
-    draft, longer = Draft(), torch.cat([x, x[-1:]])
+def _goes_on(job: _Job, before: Draft, graph: Graph) -> bool:
+    """Whether a loop over time takes its number of steps from the input: one more is one more.
+
+    Where there are no weights for one more, one less is one less.
+    """
+    draft, x = Draft(), job.x
     draft.tables = before.tables
-    try:
-        again = _lower(model, draft, longer, "sequence", len(longer), input_range)
-    except (DeployError, SampleError):  # it cannot run on more steps, or leaves them out
+    other = torch.cat([x, x[-1:]]) if job.steps != job.most else x[:-1]
+    if not len(other):
         return False
-    if set(draft.calls.values()) != {len(longer)}:
+    try:
+        again = _lower(replace(job, x=other, steps=len(other)), draft)
+    except (DeployError, SampleError):  # it cannot run on as many, or leaves some out
+        return False
+    if set(draft.calls.values()) != {len(other)}:
         return False
     times = [[output.over_time for output in found.outputs] for found in (graph, again)]
     names = [[node.name for node in found.nodes] for found in (graph, again)]
     return times[0] == times[1] and names[0] == names[1]
+
+
+def _with_later(job: _Job, before: Draft, graph: Graph) -> Graph:
+    """The graph of the first step with those of the others; tables that fit serve several."""
+    graphs = [graph]
+    for step in range(1, job.most or 1):
+        draft = Draft(step)
+        draft.tables = before.tables
+        graphs.append(replace(_lower(job, draft), repeats=graph.repeats))
+    return together(graphs)
 
 
 def _only_tensor(sample: Any) -> Tensor:
@@ -152,17 +172,11 @@ def _only_tensor(sample: Any) -> Tensor:
 # --- the run ------------------------------------------------------------------------------------
 
 
-def _record(
-    copy: nn.Module,
-    draft: Draft,
-    x: Tensor,
-    takes: str,
-    steps: int,
-    input_range: tuple[int, int] | None,
-) -> Any:
+def _record(copy: nn.Module, draft: Draft, job: _Job) -> Any:
     """What the model returned, as symbols."""
+    x, takes, steps = job.x, job.takes, job.steps
     lead = 2 if takes == "sequence" else 1
-    quantizer, low, high = _input(copy, x, input_range)
+    quantizer, low, high = _input(copy, x, job.input_range)
     node = draft.input(tuple(x.shape[lead:]), low, high, quantizer)
     recorder = Recorder(copy, draft, steps)
     recorder.steps_by_call = takes != "step" and not is_multi_step(copy)
@@ -172,7 +186,9 @@ def _record(
     symbol = Symbol(node.name, node.shape, given, once=once, analogue=quantizer is not None)
     found = _call(copy, recorder, x, symbol)
     draft.calls = dict(recorder.calls)
-    if takes == "step":  # what a model remembers by itself shows in its next call
+    if takes != "step":
+        check_called(copy, steps)
+    if takes == "step" and job.most != 1:  # what a model remembers by itself shows in its next call
         again = _call(copy, recorder, x, symbol)
         if len(again) != len(found) or not all(map(Symbol.same, found, again)):
             raise DeployError(

@@ -10,7 +10,9 @@ from ...convert.trace import quiet_copy
 from ...errors import DeployError
 from ...functional.gates import masked_count
 from ...modules.neuron import QuantizedNeuron
+from ..bounds import Bounds
 from ..graph import Neuron, PixelMask, size
+from ..steps import same
 from .draft import Draft
 from .symbol import Symbol, is_power_of_two
 from .tables import Probe, tabulate
@@ -70,14 +72,16 @@ def _check(neuron: Any, x: Symbol) -> None:
 
 def _tabulated(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
     """The node, which a second look at the same model does not tabulate anew."""
-    read, node = draft.tables.get(path, (None, None))
-    if read is None or node is None or not read.same(x, but_time=True):
-        node = _node(draft, path, neuron, x)
-        draft.tables[path] = x, node
+    bounds = draft.bounds(draft.nodes[x.node])
+    known = draft.tables.get(path)
+    if known is not None and known[0].same(x, but_time=True) and same(known[1], bounds):
+        return known[2]
+    node = _node(draft, path, neuron, x, bounds)
+    draft.tables[path] = x, bounds, node
     return node
 
 
-def _node(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
+def _node(draft: Draft, path: str, neuron: Any, x: Symbol, bounds: Bounds) -> Neuron:
     numbers = (0, 0)
     if x.added is not None:
         numbers = draft.nodes[x.added.node].low, draft.nodes[x.added.node].high
@@ -86,9 +90,7 @@ def _node(draft: Draft, path: str, neuron: Any, x: Symbol) -> Neuron:
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     dtype = torch.promote_types(floats[0].dtype, torch.float32)
     scored = pixels is not None and pixels.score == "current"
-    least, most = (
-        bound.expand(x.shape[0]).contiguous() for bound in draft.bounds(draft.nodes[x.node])
-    )
+    least, most = (bound.expand(x.shape[0]).contiguous() for bound in bounds)
     with quiet_copy(neuron) as copy:
         _check_constants(copy, x, dtype, floats[0].device)
         copy.spatial_gate, copy.watched = None, False  # type: ignore[assignment]
@@ -139,14 +141,17 @@ def _pixels(neuron: Any, shape: tuple[int, ...]) -> PixelMask | None:
 
 def _semantics(neuron: Any) -> dict[str, str]:
     """What the table came from, for people who read the file."""
+    order = "charge, fire, reset, store"
+    if neuron.remembers:
+        order = "reset of the step before, charge, fire, store"
+    if neuron.follows_mint:
+        order = "charge, fire, reset, leak, store"
     return {
         "neuron": type(neuron).__name__,
         "reset": neuron.reset_words(),
         "fires": "at the threshold" if neuron.fires_on_threshold else "above the threshold",
         "ties": "the lower level",
-        "order": "charge, fire, reset, store"
-        if not neuron.remembers
-        else "reset of the step before, charge, fire, store",
+        "order": order,
         "membrane": repr(neuron.membrane),
         "unit": repr(float(neuron.membrane_unit)),
     }

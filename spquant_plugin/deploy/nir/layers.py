@@ -61,6 +61,11 @@ def weight_part(
     if isinstance(module, QuantizedLayer):
         own = type(module).__module__.split(".")[0] != __name__.split(".")[0]
         obstacle = "has code of its own" if own else None
+        if module.is_temporal:
+            raise refuse(
+                "has weights that change with the time step: NIR's are the same in every step. Use "
+                "export_c."
+            )
     else:
         kind = layer_kind(module, Hosts())
         obstacle = None if kind is None else kind.refusal
@@ -73,7 +78,8 @@ def weight_part(
             "or use export_c."
         )
     follows = norm.layer if isinstance(norm, QuantizedBatchNorm) else None
-    if follows is not (module if getattr(module, "hands_scale_on", False) else None):
+    tied = getattr(module, "hands_scale_on", False) or getattr(module, "folded_norm", ())
+    if follows is not (module if tied else None):
         raise refuse(
             "and its quantised norm do not stand side by side: NIR has no norms, and this one is "
             "written with the layer that it follows. Call one right behind the other."
@@ -102,6 +108,9 @@ def _scaled(module: Any, norm: nn.Module | None) -> tuple[Tensor, Tensor, Tensor
     if isinstance(module, QuantizedLayer):
         levels, scale = module.quantized_weight()
     levels = _wide(levels)
+    if isinstance(norm, QuantizedBatchNorm) and norm.rule.mode == "fold":
+        slope = torch.ones(len(levels), dtype=torch.float64) if scale is None else _wide(scale)
+        return levels, slope, _wide(module.present_bias())
     if isinstance(norm, QuantizedBatchNorm):
         # Its factors are those of sums over whole inputs.
         factors, step = norm.dyadic(), getattr(module.input_quantizer, "scale", 1.0)

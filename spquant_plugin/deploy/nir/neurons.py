@@ -200,6 +200,12 @@ def _filled(value: Any, step: tuple[int, ...]) -> np.ndarray:
     return tensor.broadcast_to(step).numpy().copy()
 
 
+def _when_quantised(neuron: Any, late: bool) -> str:
+    if neuron.follows_mint:
+        return "after the reset and the leak"
+    return "before the reset" if late else "after the reset"
+
+
 def _said(neuron: Any, threshold: Tensor) -> dict[str, Any]:
     """Everything that a step computes, in plain values."""
     rule, learns = neuron.membrane, neuron.learnable_threshold
@@ -220,7 +226,7 @@ def _said(neuron: Any, threshold: Tensor) -> dict[str, Any]:
             "lowest": rule.lowest,
             "highest": rule.highest,
             "cut_points": None if rule.cut_points is None else list(rule.cut_points),
-            "quantised": "before the reset" if late else "after the reset",
+            "quantised": _when_quantised(neuron, late),
         }
     if learns is not None:
         bounds = [end.flatten().tolist() for end in neuron.threshold_bounds]
