@@ -1,0 +1,131 @@
+"""What membrane-aware distillation gains: a student of few bits with and without its teacher.
+
+Every row of one seed starts from the same trained full-precision network, which is the teacher too,
+and is trained for the same number of epochs. *QAT* trains the quantised network on the labels
+alone; *MD-SNN* also on the teacher's outputs and membrane potentials
+(:class:`spquant_plugin.distill.DistillationLoss`).
+
+    python examples/distill.py                                    # all of it: an hour on two cores
+    python examples/distill.py --task digits --seeds 0 --figure membranes.png    # a part, drawn
+    python examples/distill.py --show docs/results/distill.jsonl  # reprint a stored table
+
+Results are appended to ``--results`` as they come, and what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from measurements import append, arguments, percent, read, stored
+from torch import Tensor, nn
+from torch.nn import functional as F
+from training import HOSTS, accuracy, convert, data, network, run, train
+
+import spquant_plugin as spq
+
+FULL = "float"
+BITS = (4, 2)
+EPOCHS = {"digits": 6, "motion": 3}
+RATE = 4e-3
+# Of Student's distribution, two-sided 95 %, by the number of seeds.
+T_VALUES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
+
+
+def labels_alone(net: nn.Module) -> Any:
+    """Cross entropy of the outputs averaged over time: what the distillation loss adds to."""
+
+    def loss(frames: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(run(net, frames).mean(0), labels)
+
+    return loss
+
+
+def measure(host: str, task: str, seed: int, epochs: int, figure: Path | None) -> dict[str, float]:
+    """Test accuracy of every row."""
+    training, test = data(task, seed)
+    torch.manual_seed(seed)
+    teacher = network(host, training.frames.shape[2], len(training.classes))
+
+    def fit(net: nn.Module, name: str, loss: Any) -> float:
+        named = f"{host} {task} {seed} {name}"
+        train(net, training, epochs, named, loss_of=loss, lr=RATE, weight_decay=0.0, seed=seed)
+        return accuracy(net, test)
+
+    fit(teacher, "teacher", labels_alone(teacher))
+    longer = copy.deepcopy(teacher)
+    found = {FULL: fit(longer, FULL, labels_alone(longer))}
+    for bits in BITS:
+        fresh = convert(teacher, spq.presets.md_snn(bits), training)
+        alone, student = copy.deepcopy(fresh), fresh
+        found[f"QAT, {bits} bit"] = fit(alone, f"QAT, {bits} bit", labels_alone(alone))
+        loss = spq.distill.DistillationLoss(teacher, student, forward=run)
+        found[f"MD-SNN, {bits} bit"] = fit(student, f"MD-SNN, {bits} bit", loss)
+    if figure is not None:
+        frames, _ = next(iter(spq.data.loader(test, batch_size=64)))
+        drawn = spq.distill.plot_membranes(teacher, student, frames, forward=run)
+        drawn.savefig(figure, dpi=150)
+        print(f"Figure: {figure}.")
+    return found
+
+
+def gain(runs: list[dict[str, float]], bits: int) -> str:
+    """What distillation adds to QAT of as many bits: mean and 95 % interval over paired seeds."""
+    pairs = [100 * (r[f"MD-SNN, {bits} bit"] - r[f"QAT, {bits} bit"]) for r in runs]
+    mean = statistics.mean(pairs)
+    if len(pairs) < 2:
+        return f"{mean:+.2f}"
+    reach = T_VALUES[len(pairs)] * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return f"{mean:+.2f} ± {reach:.2f}"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, and what distillation adds, seed by seed."""
+    lines = [
+        f"{'host':14}{'task':8}{'network':16}{'accuracy (%)':>16}{'against float':>15}"
+        f"{'against QAT, 95 %':>19}{'seeds':>7}"
+    ]
+    for host, task, epochs in sorted({(r["host"], r["task"], r["epochs"]) for r in results}):
+        wanted = {"host": host, "task": task, "epochs": epochs}
+        runs = [r["accuracy"] for r in results if wanted.items() <= r.items()]
+        full, _ = percent([found[FULL] for found in runs])
+        for name in runs[0]:
+            mean, text = percent([found[name] for found in runs])
+            added = gain(runs, int(name.split()[1])) if name.startswith("MD-SNN") else ""
+            lines.append(
+                f"{host:14}{task:8}{name:16}{text:>16}{mean - full:>+15.2f}{added:>19}"
+                f"{len(runs):>7}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], "distill.jsonl", [0, 1, 2, 3, 4])
+    parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
+    parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
+    parser.add_argument("--epochs", type=int, help="of each stage (default: 6, on motion 3)")
+    parser.add_argument("--figure", type=Path, help="draw the networks of the last run here")
+    options = parser.parse_args()
+    if options.show:
+        print(table(stored(options.show)))
+        return
+    for seed in options.seeds:
+        for host in HOSTS if options.host == "both" else [options.host]:
+            for task in EPOCHS if options.task == "both" else [options.task]:
+                epochs = options.epochs or EPOCHS[task]
+                key = {"host": host, "task": task, "seed": seed, "epochs": epochs}
+                done = any(key.items() <= found.items() for found in read(options.results))
+                if done and options.figure is None:
+                    continue
+                found = measure(host, task, seed, epochs, options.figure)
+                if not done:
+                    append(options.results, {**key, "accuracy": found})
+    print(table(read(options.results)))
+
+
+if __name__ == "__main__":
+    main()
