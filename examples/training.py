@@ -31,8 +31,9 @@ def data(task: str, seed: int) -> tuple[spq.data.FrameDataset, spq.data.FrameDat
             spq.data.DigitEvents(split, steps=STEPS, seed=seed) for split in ("train", "test")
         )
     else:
+        level = "hard" if task == "motion-hard" else "medium"
         training, test = (
-            spq.data.Motion(split, level="medium", count=2048, steps=STEPS, seed=seed)
+            spq.data.Motion(split, level=level, count=2048, steps=STEPS, seed=seed)
             for split in ("train", "test")
         )
     return training, test
