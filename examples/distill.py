@@ -22,10 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurements import append, arguments, percent, read, stored
+from measurements import percent, stored
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import HOSTS, accuracy, convert, data, network, run, train
+from training import (
+    accuracy,
+    convert,
+    data,
+    measure_all,
+    network,
+    options_of,
+    run,
+    train,
+)
 
 import spquant_plugin as spq
 
@@ -51,7 +60,7 @@ def labels_alone(net: nn.Module) -> Any:
     return loss
 
 
-def measure(host: str, task: str, seed: int, epochs: int, figure: Path | None) -> dict[str, float]:
+def measure(host: str, task: str, seed: int, epochs: int, figure: Path | None) -> dict[str, Any]:
     """Test accuracy of every row."""
     training, test = data(task, seed)
     torch.manual_seed(seed)
@@ -82,7 +91,7 @@ def measure(host: str, task: str, seed: int, epochs: int, figure: Path | None) -
         drawn = spq.distill.plot_membranes(teacher, student, first, forward=run)
         drawn.savefig(figure, dpi=150)
         print(f"Figure: {figure}.")
-    return found
+    return {"accuracy": found}
 
 
 def gain(runs: list[dict[str, float]], row: str, bits: str) -> str:
@@ -117,27 +126,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], "distill.jsonl", [0, 1, 2, 3, 4])
-    parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
-    parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
-    parser.add_argument("--epochs", type=int, help="of a student (default: 6, on motion 3)")
-    parser.add_argument("--figure", type=Path, help="draw the networks of the last run here")
-    options = parser.parse_args()
+    options = options_of(__doc__.splitlines()[0], "distill.jsonl", EPOCHS)
     if options.show:
         print(table(stored(options.show)))
-        return
-    for seed in options.seeds:
-        for host in HOSTS if options.host == "both" else [options.host]:
-            for task in EPOCHS if options.task == "both" else [options.task]:
-                epochs = options.epochs or EPOCHS[task]
-                key = {"host": host, "task": task, "seed": seed, "epochs": epochs}
-                done = any(key.items() <= found.items() for found in read(options.results))
-                if done and options.figure is None:
-                    continue
-                found = measure(host, task, seed, epochs, options.figure)
-                if not done:
-                    append(options.results, {**key, "accuracy": found})
-    print(table(read(options.results)))
+    else:
+        print(table(measure_all(options, EPOCHS, measure)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measurements import append, arguments, percent, read, stored
+from measurements import percent, stored
 from torch import nn
-from training import HOSTS, STEPS, accuracy, convert, data, network, train
+from training import (
+    STEPS,
+    accuracy,
+    convert,
+    data,
+    measure_all,
+    network,
+    options_of,
+    train,
+)
 
 import spquant_plugin as spq
 
@@ -102,27 +111,11 @@ def _mean_bits(values: list[float | None]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], "tawq.jsonl", [0, 1, 2, 3, 4])
-    parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
-    parser.add_argument("--task", choices=[*EPOCHS, "both"], default="both")
-    parser.add_argument("--epochs", type=int, help="default: 16, on motion 6")
-    parser.add_argument("--figure", type=Path, help="draw the networks of the last run here")
-    options = parser.parse_args()
+    options = options_of(__doc__.splitlines()[0], "tawq.jsonl", EPOCHS)
     if options.show:
         print(table(stored(options.show)))
-        return
-    for seed in options.seeds:
-        for host in HOSTS if options.host == "both" else [options.host]:
-            for task in EPOCHS if options.task == "both" else [options.task]:
-                epochs = options.epochs or EPOCHS[task]
-                key = {"host": host, "task": task, "seed": seed, "epochs": epochs}
-                done = any(key.items() <= found.items() for found in read(options.results))
-                if done and options.figure is None:
-                    continue
-                found = measure(host, task, seed, epochs, options.figure)
-                if not done:
-                    append(options.results, {**key, **found})
-    print(table(read(options.results)))
+    else:
+        print(table(measure_all(options, EPOCHS, measure)))
 
 
 if __name__ == "__main__":

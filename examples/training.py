@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
+from measurements import append, arguments, read
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -14,6 +19,35 @@ import spquant_plugin as spq
 HOSTS = ("spikingjelly", "snntorch")
 STEPS = 4
 SIZE = 16
+
+
+def options_of(description: str, results: str, epochs: dict[str, int]) -> argparse.Namespace:
+    """What a script that measures both hosts and several tasks takes; ``epochs`` by task."""
+    parser = arguments(description, results, [0, 1, 2, 3, 4])
+    parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
+    parser.add_argument("--task", choices=[*epochs, "both"], default="both")
+    listed = ", ".join(f"{task} {count}" for task, count in epochs.items())
+    parser.add_argument("--epochs", type=int, help=f"default: {listed}")
+    parser.add_argument("--figure", type=Path, help="draw the networks of the last run here")
+    return parser.parse_args()
+
+
+def measure_all(
+    options: argparse.Namespace, epochs: dict[str, int], measure: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """All results, after ``measure(host, task, seed, epochs, figure)`` of those not stored yet."""
+    hosts = HOSTS if options.host == "both" else [options.host]
+    tasks = epochs if options.task == "both" else [options.task]
+    for seed, host, task in product(options.seeds, hosts, tasks):
+        count = options.epochs or epochs[task]
+        key = {"host": host, "task": task, "seed": seed, "epochs": count}
+        done = any(key.items() <= found.items() for found in read(options.results))
+        if done and options.figure is None:
+            continue
+        found = measure(host, task, seed, count, options.figure)
+        if not done:
+            append(options.results, {**key, **found})
+    return read(options.results)
 
 
 def network(host: str, in_channels: int, classes: int, width: float = 0.5) -> nn.Module:

@@ -51,6 +51,14 @@ def float64():
     torch.set_default_dtype(before)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """What is compiled here says nothing of shapes elsewhere."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 def golden(name: str) -> list[dict]:
     """Cases of one file of reference numbers."""
     return json.loads((GOLDEN / f"{name}.json").read_text())["cases"]

@@ -6,6 +6,8 @@ import snntorch as snn
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
+import spquant_plugin as spq
+
 
 def spiking_jelly(step_mode: str = "m") -> nn.Sequential:
     """Conv, norm, neuron, pool, conv, norm, neuron, linear: the usual order."""
@@ -64,3 +66,20 @@ class Loop(nn.Module):
             spk, mem2 = self.lif2(self.fc2(spk), mem2)
             total = total + spk
         return total
+
+
+def uneven(*modules: nn.Module) -> None:
+    for root in modules:
+        for norm in root.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(norm.weight, -1.5, 1.5)
+                nn.init.normal_(norm.bias)
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.2, 3)
+
+
+def run_from_rest(net: nn.Module, x: Tensor) -> Tensor:
+    spq.reset(net)
+    y = net(x)
+    spq.reset(net)
+    return y

@@ -12,6 +12,8 @@ from fractions import Fraction
 import pytest
 import snntorch as snn
 import torch
+from networks import run_from_rest as run
+from networks import uneven
 from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based import layer as host_layer
 from torch import Tensor, nn
@@ -160,16 +162,6 @@ def pair(
     uneven(own)
     layer.refit()
     return layer, own, torch.rand(5, 2, *shape).round()
-
-
-def uneven(*modules: nn.Module) -> None:
-    for root in modules:
-        for norm in root.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                nn.init.uniform_(norm.weight, -1.5, 1.5)
-                nn.init.normal_(norm.bias)
-                norm.running_mean.normal_()
-                norm.running_var.uniform_(0.2, 3)
 
 
 def plain(kind: str, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -431,13 +423,6 @@ def converted(host: str, mode: str, **fields: object) -> tuple[nn.Module, nn.Mod
     return net, spq.convert(net, config_of(mode, **fields), x), x
 
 
-def run(net: nn.Module, x: Tensor) -> Tensor:
-    spq.reset(net)
-    y = net(x)
-    spq.reset(net)
-    return y
-
-
 def pairs_of(net: nn.Module) -> list[tuple[nn.Module, QuantizedBatchNorm]]:
     return [(m.layer, m) for m in net.modules() if isinstance(m, QuantizedBatchNorm)]
 
@@ -593,16 +578,8 @@ def test_all_steps_at_once_are_the_loop(training):
         assert int(norm.num_batches_tracked) == 5 * training
 
 
-@pytest.fixture
-def _fresh_compiler():
-    """What is compiled here says nothing of shapes elsewhere."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @both_modes
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_networks_agree(mode):
     _, quantized, x = converted("spikingjelly", mode)
     for training in (True, False):

@@ -11,6 +11,8 @@ from fractions import Fraction
 import pytest
 import snntorch as snn
 import torch
+from networks import run_from_rest as run
+from networks import uneven
 from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based import layer as host_layer
 from torch import Tensor, nn
@@ -158,16 +160,6 @@ def pair(kind: str, host: str = "torch", rule: str = "uniform4", bits: int = 8, 
     )
     uneven(norm)
     return layer, norm, torch.rand(5, 2, *shape).round()
-
-
-def uneven(*modules: nn.Module) -> None:
-    for root in modules:
-        for norm in root.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                nn.init.uniform_(norm.weight, -1.5, 1.5)
-                nn.init.normal_(norm.bias)
-                norm.running_mean.normal_()
-                norm.running_var.uniform_(0.2, 3)
 
 
 def plain_sums(layer: nn.Module, x: Tensor) -> Tensor:
@@ -401,13 +393,6 @@ def converted(host: str, config: spq.SpQuantConfig = CONFIG) -> tuple[nn.Module,
     return net, spq.convert(net, config, x), x
 
 
-def run(net: nn.Module, x: Tensor) -> Tensor:
-    spq.reset(net)
-    y = net(x)
-    spq.reset(net)
-    return y
-
-
 def norms_of(net: nn.Module) -> list[QuantizedBatchNorm]:
     return [module for module in net.modules() if isinstance(module, QuantizedBatchNorm)]
 
@@ -572,16 +557,8 @@ def test_all_steps_at_once_are_the_loop(training, monkeypatch):
     assert torch.equal(quantized[4].running_var, twin[4].running_var)
 
 
-@pytest.fixture
-def _fresh_compiler():
-    """What is compiled here says nothing of shapes elsewhere."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @both_hosts
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_networks_agree(host):
     _, quantized, x = converted(host)
     for training in (True, False):

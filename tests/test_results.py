@@ -24,13 +24,14 @@ def example(monkeypatch):
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
         *("gates", "gate_figure", "gate_training", "clipping"),
         *("benchmark_neuron", "benchmark_neuron_tables", "benchmark_training", "benchmarking"),
-        "benchmark_deploy",
+        *("benchmark_deploy", "tawq", "distill", "training"),
     ):
         sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
-    "name", ["accuracy", "training_choices", "gates", "gate_training", "clipping"]
+    "name",
+    ["accuracy", "training_choices", "gates", "gate_training", "clipping", "tawq", "distill"],
 )
 def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, example):
     script = example(name)
