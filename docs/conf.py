@@ -28,9 +28,12 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True  # a link to one of our names must lead somewhere; others' pages are not linked
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|collections|pathlib|os|spikingjelly|snntorch)\..*"),
+    ("py:.*", r"(torch|numpy|collections|fractions|pathlib|os|spikingjelly|snntorch)\..*"),
     ("py:.*", r"(.*\.)?_\w+"),
-    ("py:.*", r"Tensor|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer|Gate|Norm)Step"),
+    (
+        "py:.*",
+        r"Tensor|Fraction|dict\[str|spquant_plugin\.convert\.plan\.(Neuron|Layer|Gate|Norm)Step",
+    ),
     ("py:.*", r"spquant_plugin\.modules\.neuron\.QuantizedNeuron"),
     ("py:.*", r"(spquant_plugin\.counts\.)?Counts(Itself)?"),
 ]

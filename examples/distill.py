@@ -107,8 +107,8 @@ def gain(runs: list[dict[str, float]], row: str, bits: str) -> str:
 def table(results: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, and what distillation adds, seed by seed."""
     lines = [
-        f"{'host':14}{'task':13}{'network':22}{'accuracy (%)':>16}{'against float':>15}"
-        f"{'against QAT, 95 %':>19}{'seeds':>7}"
+        f"{'host':14}{'task':13}{'epochs':>6}  {'network':22}{'accuracy (%)':>15}"
+        f"{'against float':>15}{'against QAT, 95 %':>19}{'seeds':>7}"
     ]
     for host, task, epochs in sorted({(r["host"], r["task"], r["epochs"]) for r in results}):
         wanted = {"host": host, "task": task, "epochs": epochs}
@@ -119,8 +119,8 @@ def table(results: list[dict[str, Any]]) -> str:
             row, _, bits = name.partition(", ")
             added = gain(runs, row, bits) if row in ROWS and row != "QAT" else ""
             lines.append(
-                f"{host:14}{task:13}{name:22}{text:>16}{mean - full:>+15.2f}{added:>19}"
-                f"{len(runs):>7}"
+                f"{host:14}{task:13}{epochs:>6}  {name:22}{text:>15}"
+                f"{mean - full:>+15.2f}{added:>19}{len(runs):>7}"
             )
     return "\n".join(lines)
 

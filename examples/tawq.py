@@ -85,8 +85,8 @@ def draw(nets: dict[str, nn.Module], file: Path) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, the difference to float, and the weights' entropy."""
     lines = [
-        f"{'host':14}{'task':8}{'weights':31}{'accuracy (%)':>15}{'against float':>15}"
-        f"{'entropy, fresh':>16}{'trained':>9}{'seeds':>7}"
+        f"{'host':14}{'task':8}{'epochs':>6}  {'weights':31}{'accuracy (%)':>15}"
+        f"{'against float':>15}{'entropy, fresh':>16}{'trained':>9}{'seeds':>7}"
     ]
     for host, task, epochs in sorted({(r["host"], r["task"], r["epochs"]) for r in results}):
         wanted = {"host": host, "task": task, "epochs": epochs}
@@ -96,7 +96,7 @@ def table(results: list[dict[str, Any]]) -> str:
             mean, text = percent([run["accuracy"][name] for run in runs])
             bits = [_mean_bits([run[part][name] for run in runs]) for part in ENTROPIES]
             lines.append(
-                f"{host:14}{task:8}{name:31}{text:>15}{mean - full:>+15.2f}"
+                f"{host:14}{task:8}{epochs:>6}  {name:31}{text:>15}{mean - full:>+15.2f}"
                 f"{bits[0]:>16}{bits[1]:>9}{len(runs):>7}"
             )
     return "\n".join(lines)

@@ -43,7 +43,7 @@ def test_tawq_measures_and_draws_every_row(host, example, monkeypatch, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"codes.png", "codes_entropy.png"}
     key = {"host": host, "task": "motion", "seed": 0, "epochs": 1}
     text = script.table([{**key, **found}])
-    assert [line[22:53].strip() for line in text.splitlines()[1:]] == list(script.ROWS)
+    assert [line[30:61].strip() for line in text.splitlines()[1:]] == list(script.ROWS)
 
 
 @pytest.mark.parametrize("host", ["spikingjelly", "snntorch"])

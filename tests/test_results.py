@@ -24,7 +24,7 @@ def example(monkeypatch):
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
         *("gates", "gate_figure", "gate_training", "clipping"),
         *("benchmark_neuron", "benchmark_neuron_tables", "benchmark_training", "benchmarking"),
-        *("benchmark_deploy", "tawq", "distill", "training"),
+        *("benchmark_deploy", "benchmark_temporal", "tawq", "distill", "training"),
     ):
         sys.modules.pop(name, None)
 
@@ -39,7 +39,9 @@ def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, exam
     assert script.table(measured).strip() == (RESULTS / f"{name}.txt").read_text().strip()
 
 
-@pytest.mark.parametrize("name", ["benchmark_neuron", "benchmark_training", "benchmark_deploy"])
+@pytest.mark.parametrize(
+    "name", ["benchmark_neuron", "benchmark_training", "benchmark_deploy", "benchmark_temporal"]
+)
 def test_a_stored_benchmark_is_what_its_script_prints_of_the_measurement(name, example):
     measured = example("measurements").stored(RESULTS / f"{name}.jsonl")
     printed = example(name).table(measured)

@@ -10,8 +10,8 @@ neuron fires in step :math:`t` is the weight in that step:
     C \leftarrow 0 \text{ where } q_t \ne 0
 
 with :math:`\theta = 1/4` and :math:`L = 2^{b-1} - 1`. Because the input is constant, a weight
-follows one of few fixed *patterns*, and |I| alone says which: so there is no loop over time, the
-comparison is exact, and one small code per weight stores all its steps.
+follows one of few fixed *patterns*, and ``|I|`` alone says which: so there is no loop over time,
+the comparison is exact, and one small code per weight stores all its steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCALE_EPSILON = 1e-6
 
 
 class Patterns(NamedTuple):
-    """What a weight of magnitude |I| does in each step.
+    """What a weight of magnitude ``|I|`` does in each step.
 
     Pattern ``p`` holds for ``breaks[p - 1] < |I| <= breaks[p]``. ``levels[p][t]`` is what it fires,
     and ``gains[p][t]`` is the factor by which the potential before firing follows from I.
@@ -118,7 +118,7 @@ def normalize_gradient(grad: Tensor, drive: Tensor, spread: Tensor) -> Tensor:
 
 @cache
 def limits(timesteps: int, bits: int, dtype: torch.dtype) -> tuple[float, ...]:
-    """The breaks rounded down to ``dtype``: |I| then exceeds both or neither."""
+    """The breaks rounded down to ``dtype``: ``|I|`` then exceeds both or neither."""
     found = []
     for limit in temporal_patterns(timesteps, bits).breaks:
         near = torch.tensor(float(limit), dtype=dtype)
