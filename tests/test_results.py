@@ -34,8 +34,7 @@ def example(monkeypatch):
     ["accuracy", "training_choices", "gates", "gate_training", "clipping", "tawq", "distill"],
 )
 def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, example):
-    script = example(name)
-    measured = script.read(RESULTS / f"{name}.jsonl")
+    script, measured = example(name), example("measurements").stored(RESULTS / f"{name}.jsonl")
     assert script.table(measured).strip() == (RESULTS / f"{name}.txt").read_text().strip()
 
 
