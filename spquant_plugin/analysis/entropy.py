@@ -227,7 +227,7 @@ def _row(path: str, module: nn.Module) -> EntropyRow:
         return EntropyRow(path, name, count, levels, _frequencies(found), note, steps)
     own: Any = module
     if isinstance(module, QuantizedLayer):
-        rows = own.rows(own._folded()[0].detach())
+        rows = own.rows(own.folded_weight()[0].detach())
     else:
         rows = weights_of(module)[0].detach()
     return EntropyRow(path, name, count, levels, count_levels(quantizer, rows))

@@ -75,7 +75,7 @@ class QuantizedLayer(TemporalLayer):
     def refit(self) -> None:
         """Fit the quantiser to the weight anew, as after loading a float checkpoint."""
         if self.weight_quantizer is not None:
-            self.weight_quantizer.initialize(self.rows(self._folded()[0]))
+            self.weight_quantizer.initialize(self.rows(self.folded_weight()[0]))
 
     # The layout of a weight: a transposed convolution keeps its output channels elsewhere.
 
@@ -89,7 +89,7 @@ class QuantizedLayer(TemporalLayer):
 
     def quantized_weight(self) -> tuple[Tensor, Tensor | None]:
         """Levels in the weight's own layout, and their scale per output channel."""
-        return self._quantized(self._folded()[0])
+        return self._quantized(self.folded_weight()[0])
 
     def _quantized(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.weight_quantizer is None:
@@ -102,14 +102,14 @@ class QuantizedLayer(TemporalLayer):
         levels, scale = self.weight_quantizer(self.rows(weight))
         return self.unrows(levels), None if scale is None else scale.flatten()
 
-    def _folded(self) -> tuple[Tensor, Tensor | None]:
+    def folded_weight(self) -> tuple[Tensor, Tensor | None]:
         """Float weight and bias of eval mode: where a norm is folded in, with its factors."""
         return self.folded_norm[0].folded() if self.folded_norm else (self.weight, self.bias)
 
     @torch.no_grad()
     def present_bias(self) -> Tensor | None:
         """The bias in eval mode, with that of a folded norm."""
-        return self._folded()[1]
+        return self.folded_weight()[1]
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer computes with, in the weight's own layout."""
@@ -138,7 +138,7 @@ class QuantizedLayer(TemporalLayer):
             sums = operation(x if step is None else x * step, self.weight)
             weight, bias = self.folded_norm[0].folded(sums, channel_dim)
         else:
-            weight, bias = self._folded()
+            weight, bias = self.folded_weight()
         levels, scale = self._quantized(weight)
         if is_float16(x):
             # Sums of whole numbers leave float16's range; there the scales go in first.
