@@ -106,7 +106,7 @@ class KernelWarning(SpQuantWarning):
 
 
 class DataWarning(SpQuantWarning):
-    """A stored data set was not usable and is made again."""
+    """A stored data set was not usable and is made again, or damaged recordings were left out."""
 
 
 class CheckpointWarning(SpQuantWarning):

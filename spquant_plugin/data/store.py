@@ -9,9 +9,10 @@ import re
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,18 @@ def describe(transform: object) -> str | None:
     return f"{type(transform).__module__}.{text}"
 
 
+def cache_file(
+    name: str, made_from: dict[str, Any], cache: object, suffix: str
+) -> tuple[Path, str]:
+    """The file that keeps what was ``made_from`` these settings, and the key that it must hold."""
+    if cache is not True and (not isinstance(cache, str | os.PathLike) or not str(cache)):
+        raise DataError(f"cache = {cache!r}: must be a folder, True or False.")
+    folder = cache_folder() if cache is True else Path(cache)
+    # default=int: a whole number of numpy is the same setting as Python's.
+    key = json.dumps({"format": FORMAT, "name": name, **made_from}, sort_keys=True, default=int)
+    return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.{suffix}", key
+
+
 def stored(
     name: str,
     made_from: dict[str, Any],
@@ -68,12 +81,7 @@ def stored(
     """
     if cache is False:
         return make()
-    if cache is not True and (not isinstance(cache, str | os.PathLike) or not str(cache)):
-        raise DataError(f"cache = {cache!r}: must be a folder, True or False.")
-    folder = cache_folder() if cache is True else Path(cache)
-    # default=int: a whole number of numpy is the same setting as Python's.
-    key = json.dumps({"format": FORMAT, "name": name, **made_from}, sort_keys=True, default=int)
-    file = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    file, key = cache_file(name, made_from, cache, "npz")
     if os.path.exists(file):
         try:
             return _read(file, key, names)
@@ -100,14 +108,23 @@ def _read(file: Path, key: str, names: tuple[str, ...]) -> Arrays:
 
 
 def _write(file: Path, key: str, arrays: Arrays) -> None:
-    """Write under another name first, so that nobody ever reads half a file."""
+    with written(file) as stream:
+        held: dict[str, Any] = {"key": np.array(key), **arrays}
+        np.savez_compressed(stream, **held)
+
+
+@contextmanager
+def written(file: Path) -> Iterator[BinaryIO]:
+    """A stream under another name that becomes ``file`` at the end: nobody ever reads half a file.
+
+    Whatever goes wrong inside leaves ``file`` as it was.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.stem}-{uuid.uuid4().hex}.part")
         try:
-            with part.open("xb") as stream:
-                held: dict[str, Any] = {"key": np.array(key), **arrays}
-                np.savez_compressed(stream, **held)
+            with part.open("x+b") as stream:
+                yield stream
             os.replace(part, file)
         except BaseException:  # a user's Ctrl-C too leaves nothing behind
             part.unlink(missing_ok=True)
