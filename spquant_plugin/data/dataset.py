@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
+from .batches import Batches
 from .checks import whole_number
 
 SPLITS = ("train", "validation", "test")
@@ -22,6 +23,13 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
     frames: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    split: str
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int, int]:
+        """Steps, channels, height and width of every item."""
+        steps, channels, height, width = self.frames.shape[1:]
+        return steps, channels, height, width
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,17 +44,32 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         return self.frames[index].float(), int(self.labels[index])
 
     def __repr__(self) -> str:
-        steps, *shape = self.frames.shape[1:]
-        return (
-            f"{type(self).__name__}({len(self)} recordings, {steps} steps of "
-            f"{'x'.join(map(str, shape))}, {len(self.classes)} classes)"
-        )
+        return describe_set(type(self).__name__, len(self), "recordings", self)
+
+
+class Described(Protocol):
+    """What a data set says of its items."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int, int]: ...
+
+
+def describe_set(name: str, count: int, items: str, data: Described) -> str:
+    """One line that says what a data set holds."""
+    steps, *shape = data.sample_shape
+    size = "x".join(map(str, shape))
+    return f"{name}({count} {items}, {steps} steps of {size}, {len(data.classes)} classes)"
 
 
 def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Frames ``[T, B, C, H, W]``, time first as both hosts take it, and labels ``[B]``.
 
     Counts become floats, as layers take them; numpy arrays, as Tonic gives them, become tensors.
+    Images that are shown ``T`` times without copies, ``image.expand(T, C, H, W)``, stay so: the
+    batch holds each of them once.
     """
     if not samples:
         raise DataError("collate received no samples: a batch needs at least one.")
@@ -72,7 +95,16 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
             f"collate received frames of shapes {', '.join(map(str, sorted(shapes)))}: all of one "
             "batch must have the same. Frame them alike."
         )
-    return torch.stack(tensors, dim=1), torch.as_tensor(labels)
+    numbers = torch.as_tensor(labels)
+    if all(is_repeated(tensor) for tensor in tensors):
+        images = torch.stack([tensor[0] for tensor in tensors])
+        return images.expand(len(tensors[0]), *images.shape), numbers
+    return torch.stack(tensors, dim=1), numbers
+
+
+def is_repeated(frames: Tensor) -> bool:
+    """Whether all steps are the same memory: one image, shown several times."""
+    return len(frames) > 1 and frames.stride(0) == 0
 
 
 def _is_frames(value: object) -> bool:
@@ -95,10 +127,18 @@ def loader(
     seed: int = 0,
     num_workers: int = 0,
     drop_last: bool = False,
+    epoch: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """A torch loader with batches ``[T, B, ...]``, the same order for the same seed.
 
-    Workers get random generators of their own from that seed: torch's, numpy's and Python's.
+    Each pass over a loader has an order of its own, that of the next epoch. ``epoch`` and ``start``
+    go on where a run was stopped, ``rank`` and ``world`` share the batches out over processes:
+    :class:`Batches` says how. Workers get random generators of their own from seed, epoch and
+    rank: torch's, numpy's and Python's.
 
     >>> import spquant_plugin as spq
     >>> data = spq.data.Motion(count=8, cache=False)
@@ -106,16 +146,53 @@ def loader(
     >>> tuple(frames.shape), tuple(labels.shape)
     ((8, 4, 1, 16, 16), (4,))
     """
-    whole_number("seed", seed, 0, 2**63 - 1)
-    return DataLoader(
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise DataError(
+            f"loader received {type(data).__name__}: must be a data set with a length and items by "
+            "index, so that batches can be drawn, shared out and resumed."
+        )
+    batches = Batches(
+        len(data), batch_size, shuffle=shuffle, seed=seed, epoch=epoch, start=start, rank=rank,
+        world=world, drop_last=drop_last,
+    )  # fmt: skip
+    whole_number("num_workers", num_workers, 0, 4096)
+    return _Loader(
         data,
-        batch_size=batch_size,
-        shuffle=shuffle,
+        batches,
         num_workers=num_workers,
-        drop_last=drop_last,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
+        pin_memory=pin_memory,
     )
+
+
+class _Loader(DataLoader[Any]):
+    """Torch's loader, whose workers draw other numbers in each epoch and in each process.
+
+    Torch cannot pin a view that shows one image several times: it pins the image, and the view is
+    made when the batch arrives.
+    """
+
+    def __init__(self, data: Dataset[Any], batches: Batches, **options: Any) -> None:
+        super().__init__(
+            data,
+            batch_sampler=batches,
+            collate_fn=_collate_once,
+            generator=torch.Generator(),
+            **options,
+        )
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self.batches.worker_seed())
+        return (
+            (frames if steps is None else frames.expand(steps, *frames.shape[1:]), labels)
+            for frames, steps, labels in super().__iter__()
+        )
+
+
+def _collate_once(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int | None, Tensor]:
+    """A batch, or its first step and the number of steps where they are one."""
+    frames, labels = collate(samples)
+    return (frames[:1], len(frames), labels) if is_repeated(frames) else (frames, None, labels)
 
 
 def as_tensors(counts: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ class Motion(FrameDataset):
                 f"speed {max(level.speeds)} on a field of {size} pixels: must be below half the "
                 "size, or left and right look the same. Use a larger size or smaller speeds."
             )
-        self.level, self.classes = level, level.classes
+        self.level, self.classes, self.split = level, level.classes, split
         made_from = {
             "level": level.to_dict(),
             "shape": [count, steps, size],
