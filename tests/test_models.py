@@ -102,6 +102,27 @@ def test_vgg9_has_the_neurons_of_the_paper():
     assert square.fc1.weight.shape == (10, 4608)
 
 
+def test_vgg9_of_snntorch_has_them_too():
+    net = spq.models.create("vgg9", host="snntorch", in_channels=2, size=48, num_classes=10)
+    assert sum(neuron_counts(net, (2, 48, 48)).values()) == 921_600
+
+
+@pytest.mark.parametrize("name", spq.models.list_models("snntorch"))
+def test_what_both_hosts_have_has_the_same_keys_and_shapes(name):
+    one, other = create(name), create(name, "snntorch")
+    shapes = [{key: p.shape for key, p in net.named_parameters()} for net in (one, other)]
+    assert shapes[0] == shapes[1]
+    assert list(shapes[0]) == list(shapes[1])
+    assert [path for path, _ in one.named_children()] == [p for p, _ in other.named_children()]
+
+
+@pytest.mark.parametrize("host", NETWORKS)
+def test_an_mlp_takes_frames_of_one_line(host):
+    net = create("mlp", host, in_channels=1, size=(1, 700), num_classes=20, width=1)
+    assert net.fc1.weight.shape == (256, 700)
+    assert run(net.eval(), torch.ones(STEPS, 2, 1, 1, 700)).shape == (STEPS, 2, 20)
+
+
 def test_vgg7_has_the_counts_of_the_paper():
     net = full("vgg7", 3, (48, 48), 10)
     assert conv_weights(net) == 1_171_296
@@ -444,8 +465,7 @@ def test_a_name_like_no_other_gets_all_of_them(given):
 
 
 def test_a_network_of_the_other_host_is_said_to_be_there():
-    assert "It is a network of snntorch: pass host='snntorch'" in refused("mlp")
-    for name in ("vgg9", "spikformer_4_256", "custom_yolo_v2"):
+    for name in ("resnet19", "spikformer_4_256", "custom_yolo_v2"):
         message = refused(name, "snntorch")
         assert "It is a network of spikingjelly: pass host='spikingjelly'" in message
 
@@ -587,4 +607,5 @@ create("vgg5")
 
 def test_the_list_is_sorted_and_complete():
     assert sorted(NETWORKS["spikingjelly"]) == SPIKINGJELLY
-    assert spq.models.list_models() == sorted([*SPIKINGJELLY, "conv_net", "mlp"])
+    assert spq.models.list_models() == SPIKINGJELLY
+    assert set(spq.models.list_models("snntorch")) < set(SPIKINGJELLY)

@@ -53,7 +53,7 @@ def list_models(host: str | None = None) -> list[str]:
     """Names that :func:`create` knows: those of one host, or of all hosts.
 
     >>> list_models("snntorch")
-    ['conv_net', 'mlp']
+    ['conv_net', 'mlp', 'vgg11', 'vgg5', 'vgg7', 'vgg9']
     """
     hosts = NETWORKS.values() if host is None else [networks_of(host)]
     return sorted({name for networks in hosts for name in networks})

@@ -19,7 +19,9 @@ class Network:
 
 NETWORKS: dict[str, dict[str, Network]] = {
     "spikingjelly": {
+        "conv_net": Network("spikingjelly_vgg", shrinks=4),
         "custom_yolo_v2": Network("spikingjelly_yolo", shrinks=64),
+        "mlp": Network("spikingjelly_mlp", shrinks=1),
         "mobilenet_light": Network("spikingjelly_mobilenet", shrinks=8),
         "resnet19": Network("spikingjelly_resnet", shrinks=4),
         "resnet26": Network("spikingjelly_resnet", shrinks=4),
@@ -33,6 +35,10 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "snntorch": {
         "conv_net": Network("snntorch_nets", shrinks=4),
         "mlp": Network("snntorch_nets", shrinks=1),
+        "vgg11": Network("snntorch_nets", shrinks=16),
+        "vgg5": Network("snntorch_nets", shrinks=4),
+        "vgg7": Network("snntorch_nets", shrinks=16),
+        "vgg9": Network("snntorch_nets", shrinks=16),
     },
 }
 
@@ -40,7 +46,8 @@ NETWORKS: dict[str, dict[str, Network]] = {
 def closest(given: object, names: Iterable[str]) -> str:
     """The names most like what was given, all of them where none is like it."""
     names = sorted(names)
-    near = difflib.get_close_matches(str(given).lower(), names, n=3, cutoff=0.5) or names
+    told = "" if given is None else str(given).lower()
+    near = difflib.get_close_matches(told, names, n=3, cutoff=0.5) or names
     return ", ".join(repr(name) for name in near)
 
 
