@@ -47,6 +47,7 @@ from .convert import (
 from .deploy import IntegerNetwork, Verification, export_c, load_integer, to_integer, verify
 from .deploy.nir import export_nir
 from .errors import SpQuantError, SpQuantWarning
+from .modules.synchronized import synchronize_norms_
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ __all__ = [
     "presets",
     "reset",
     "status",
+    "synchronize_norms_",
     "to_integer",
     "verify",
 ]

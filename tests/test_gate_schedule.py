@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from functools import partial
 
@@ -142,32 +143,43 @@ def test_the_warmup_is_a_twentieth():
     assert spq.GateSchedule(net, 0.5, steps=3).warmup == 1
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6])
-def test_a_resumed_schedule_goes_on_the_same_way(stop):
-    def go(schedule, gate, lif, numbers):
-        for number in numbers:
-            torch.manual_seed(number)
-            run(gate, lif)
-            with torch.no_grad():
-                gate.bias.add_(0.1 * torch.randn(8))  # what an optimizer does
-            step(schedule, gate, torch.randn(8))
+def stored(state: dict) -> dict:
+    """The same after a way through a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
-    net, gate, lif = one_gate()
-    start = {key: value.clone() for key, value in net.state_dict().items()}
-    whole = spq.GateSchedule(net, 0.4, steps=99, warmup=4)
-    go(whole, gate, lif, range(9))
-    other, twin, source = one_gate()
-    other.load_state_dict(start)
-    first = spq.GateSchedule(other, 0.4, steps=99, warmup=4)
-    go(first, twin, source, range(stop))
-    fresh, last, its_source = one_gate()
-    second = spq.GateSchedule(fresh, 0.4, steps=99, warmup=4)
-    fresh.load_state_dict(other.state_dict())
-    second.load_state_dict(first.state_dict())
-    go(second, last, its_source, range(stop, 9))
-    assert torch.equal(last.bias, gate.bias)
-    assert second.closed == whole.closed
-    assert second.taken == whole.taken
+
+@pytest.mark.parametrize("order", ["network first", "schedule first"])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_resumed_training_goes_on_bit_for_bit(stop, order):
+    def fresh() -> tuple:
+        torch.manual_seed(0)
+        net, x, forward = spiking_jelly("m")
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        gates = spq.GateSchedule(net, 0.4, steps=99, warmup=4)
+        return net, optimizer, gates, x, forward
+
+    def go(net, optimizer, gates, x, forward, numbers) -> None:
+        for number in numbers:
+            labels = torch.arange(6).roll(number) % 4
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(forward(x).mean(0), labels).backward()
+            optimizer.step()
+            gates.step()
+
+    whole, first, second = fresh(), fresh(), fresh()
+    go(*whole, range(9))
+    go(*first, range(stop))
+    kept = stored({"parts": [part.state_dict() for part in first[:3]]})["parts"]
+    for index in (0, 1, 2) if order == "network first" else (2, 1, 0):
+        second[index].load_state_dict(kept[index])
+    go(*second, range(stop, 9))
+    for key, value in whole[0].state_dict().items():
+        assert torch.equal(second[0].state_dict()[key], value), key
+    assert second[2].closed == whole[2].closed
+    assert second[2].taken == whole[2].taken == 9
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -215,17 +227,56 @@ def test_a_step_without_a_forward_is_refused():
         step(schedule, gate, torch.ones(8))
 
 
-def test_the_state_of_another_network_is_refused():
-    net, *_ = one_gate()
-    schedule = spq.GateSchedule(net, 0.5, steps=10)
-    state = {"taken": 1, "importance": {"conv9.channel_gate": torch.ones(8)}, "closed": {}}
-    with pytest.raises(GateError, match=r"received conv9.channel_gate \(8,\): must be of 1 \(8,\)"):
-        schedule.load_state_dict(state)
-    state = {"taken": 1, "importance": {"1": torch.ones(4)}, "closed": {}}
-    with pytest.raises(GateError, match=r"received 1 \(4,\): must be of 1 \(8,\)"):
-        schedule.load_state_dict(state)
-    with pytest.raises(GateError, match="received nothing: must hold 'taken' too"):
-        schedule.load_state_dict({})
+def schedule_after(taken: int, channels: int = 8, **options) -> spq.GateSchedule:
+    net, gate, lif = one_gate(channels)
+    schedule = spq.GateSchedule(net, **{"target": 0.5, "steps": 10, "warmup": 2, **options})
+    for _ in range(taken):
+        run(gate, lif)
+        step(schedule, gate, torch.arange(float(channels)))
+    return schedule
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 0.4}, r"of a schedule with target=0.4, and this one has target=0.5: must be"),
+        ({"steps": 20}, r"of a schedule with steps=20, and this one has steps=10"),
+        ({"warmup": 1}, r"of a schedule with warmup=1, and this one has warmup=2"),
+        ({"pace": 0.5}, r"of a schedule with pace=0.5, and this one has pace=0.3"),
+        (
+            {"channels": 4},
+            r"gates hold 1.weight of shape \(4, 2\): must hold 1.weight of shape \(8",
+        ),
+    ],
+)
+def test_the_state_of_another_schedule_or_network_is_refused(options, message):
+    state = schedule_after(3, **options).state_dict()
+    with pytest.raises(GateError, match=message):
+        schedule_after(0).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("taken", -1, r"taken = -1: must be a whole number from 0 on"),
+        ("taken", 2.0, r"taken = 2.0: must be a whole number"),
+        ("taken", 0, r"importance hold 1 of shape \(8,\): must hold no 1"),
+        ("closed", {}, r"closed hold no 1: must hold 1 of shape \(\), as this network's do"),
+        ("closed", {"1": 0.5}, r"closed hold 1 of shape \('\?',\)"),
+        ("gates", {}, r"gates hold no 1.weight: must hold 1.weight of shape \(8, 2\)"),
+        ("importance", 3, r"importance = 3: must map names to values. Pass what state_dict\(\)"),
+        ("importance", {"conv9": torch.ones(8)}, r"importance hold no 1: must hold 1 of shape"),
+    ],
+)
+def test_a_damaged_state_is_refused(part, value, message):
+    with pytest.raises(GateError, match=message):
+        schedule_after(0).load_state_dict({**schedule_after(3).state_dict(), part: value})
+
+
+@pytest.mark.parametrize(("state", "told"), [({}, "nothing"), ({"a": 1}, "a"), (3, "int")])
+def test_what_is_no_state_is_refused(state, told):
+    with pytest.raises(GateError, match=f"received {told}: must hold 'settings' too"):
+        schedule_after(0).load_state_dict(state)
 
 
 def test_a_step_after_the_gradients_were_cleared_is_refused():

@@ -12,7 +12,9 @@ from torch import distributed as dist
 
 from ..errors import GateError, GateWarning
 from ..modules.gates import ChannelGate
+from ..modules.norm_statistics import processes
 from ..records import is_finite_number
+from .gate_state import SETTINGS, check_state
 from .gating import channel_gates, check_target
 
 TOLERANCE = 0.05
@@ -34,10 +36,8 @@ class GateSchedule:
 
     Gates take only the share ``pace`` of every step of the optimizer: a decision that changes
     faster than the weights around it can follow is noise to them. So load a network's state before
-    its schedule is made, which remembers the gates from step to step.
-
-    At the last step a :class:`~spquant_plugin.errors.GateWarning` names the gates that are more
-    than 0.05 from the target, with what they reached.
+    its schedule is made, which remembers the gates. At the last step a
+    :class:`~spquant_plugin.errors.GateWarning` names those more than 0.05 from the target.
 
     >>> import torch, spquant_plugin as spq
     >>> net = spq.models.create("vgg5", in_channels=2, size=16, num_classes=10, width=0.25)
@@ -170,7 +170,8 @@ class GateSchedule:
                 f"{path or '(model)'} (ChannelGate): has not run since the schedule was made: "
                 "step() must follow a training step of the network."
             )
-        closed = _over_processes(closed)
+        mask = gate.open_mask
+        closed = _over_processes(closed, 1 if mask is None else mask[..., 0].numel())
         gate.bias.sub_(self.rate * (self.target - closed))
         # On the gate's device, so that no step waits for the accelerator.
         self._closed[path] = 0.9 * self._closed.get(path, closed) + 0.1 * closed
@@ -191,50 +192,46 @@ class GateSchedule:
                 stacklevel=4,  # above no_grad and step
             )
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """What the schedule was made with, as numbers."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
     def state_dict(self) -> dict[str, object]:
-        """What a resumed training needs to go on the same way."""
+        """All that a resumed training needs, for ``torch.save`` and ``load(weights_only=True)``."""
         return {
+            "settings": self.settings,
             "taken": self.taken,
             "importance": {path: value.clone() for path, value in self._importance.items()},
             "closed": {path: value.clone() for path, value in self._closed.items()},
+            "gates": {name: value.clone() for name, value in self._left.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of a schedule with the same arguments.
+        """Go on from :meth:`state_dict` of a schedule of the same network with the same arguments.
 
-        The network's own state is loaded before.
+        The network's own state may be loaded before or after. Raises
+        :class:`~spquant_plugin.errors.GateError` that says what differs.
         """
-        parts = {"importance": self._importance, "closed": self._closed}
-        missing = [name for name in ("taken", *parts) if name not in state]
-        if missing:
-            raise GateError(
-                f"GateSchedule.load_state_dict: received {', '.join(map(str, state)) or 'nothing'}:"
-                f" must hold {missing[0]!r} too. Pass what state_dict() returned."
-            )
-        for name in parts:
-            for path, value in state[name].items():
-                wanted = self.gates[path].bias.shape if path in self.gates else None
-                if wanted is None or (name == "importance" and value.shape != wanted):
-                    listed = ", ".join(f"{p} {tuple(g.bias.shape)}" for p, g in self.gates.items())
-                    raise GateError(
-                        f"GateSchedule.load_state_dict: received {path} {tuple(value.shape)}: must "
-                        f"be of {listed}. Load the schedule of this very network."
-                    )
-        self.taken = int(state["taken"])
+        gates = dict(self._parameters())
+        importance = {path: gate.bias for path, gate in self.gates.items()}
+        check_state(state, self.settings, gates, importance)
+        self.taken = state["taken"]
+        parts = {"importance": self._importance, "closed": self._closed, "gates": self._left}
         for name, part in parts.items():
+            likes = gates if name == "gates" else importance
             part.clear()
             for path, value in state[name].items():
-                part[path] = value.to(self.gates[path].bias.device, copy=True)
-        self._remember()
+                part[path] = value.detach().to(likes[path].device, copy=True)
 
 
-def _over_processes(value: Tensor) -> Tensor:
-    """Mean over the processes of a distributed training, whose parameters must stay equal."""
-    if not (dist.is_available() and dist.is_initialized()):
+def _over_processes(value: Tensor, decisions: int) -> Tensor:
+    """Mean over all decisions of a distributed training, whose parameters must stay equal."""
+    if processes() == 1:
         return value
-    total = value.clone()
+    total = torch.stack([value * decisions, torch.full_like(value, decisions)])
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total[0] / total[1]
 
 
 def _whole(name: str, value: object, low: int) -> int:

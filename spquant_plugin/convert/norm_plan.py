@@ -89,7 +89,9 @@ class NormPlanner:
         """Along the class hierarchy, but for a subclass that computes in its own way."""
         for base in type(norm).__mro__:
             if base in self.hosts.norms:
-                same = type(norm).forward is base.forward and "forward" not in norm.__dict__
+                # Of a synchronised norm, the class that it computes as.
+                plain = getattr(norm, "plain_class", None) or type(norm)
+                same = plain.forward is base.forward and "forward" not in norm.__dict__
                 return self.hosts.norms[base] if same else None
         return None
 

@@ -19,6 +19,7 @@ from ..config import QuantizedNorm, TemporalTernaryWeights
 from ..errors import ConfigError, ConversionError
 from ..functional.norm import Factors, dyadic_factors, folded_factors, moments
 from ..functional.weights import per_channel
+from .norm_statistics import channel_axis, follow_statistics, global_moments, processes
 from .quantized_layer import QuantizedLayer, shallow
 
 
@@ -50,6 +51,7 @@ class QuantizedBatchNorm(nn.Module):
     momentum: float | None
     rule: QuantizedNorm
     plain_class: type[nn.Module] | None = None  # what it was made from, for the way back
+    synchronized = False  # whether statistics are those of all processes' batches
 
     def __init__(
         self, *args: Any, layer: QuantizedLayer, norm: QuantizedNorm | None = None, **options: Any
@@ -64,7 +66,8 @@ class QuantizedBatchNorm(nn.Module):
         """Quantised twin of a norm: it shares the norm's parameters, buffers, mode and hooks."""
         twin = cls.__new__(cls)
         twin.__dict__.update({name: shallow(value) for name, value in norm.__dict__.items()})
-        twin.plain_class = type(norm)
+        twin.plain_class = getattr(norm, "plain_class", None) or type(norm)
+        twin.synchronized = getattr(norm, "synchronized", False)
         twin.follow(layer, rule)
         return twin
 
@@ -112,7 +115,7 @@ class QuantizedBatchNorm(nn.Module):
     # The norm.
 
     def forward(self, input: Tensor) -> Tensor:
-        axis = self._channel_axis(input)
+        axis = channel_axis(self, input)
         if self.rule.mode == "fold":
             return input
         scale = self.layer.handed_scale
@@ -130,19 +133,6 @@ class QuantizedBatchNorm(nn.Module):
         multiplier, offset, step = self._factors(mean, variance, scale)
         multiplier, offset = (t.to(x.dtype).view(-1, *behind) for t in (multiplier, offset))
         return ((x * multiplier + offset) * step.to(x.dtype)).to(input.dtype)
-
-    def _channel_axis(self, input: Tensor) -> int:
-        own: Any = self
-        if getattr(self, "step_mode", "s") == "s":
-            own._check_input_dim(input)
-            return 1
-        if input.ndim < 3:
-            raise ValueError(
-                f"expected x with shape [T, N, C, ...] in step mode 'm', but got "
-                f"{tuple(input.shape)}. Add what is missing, or use mode 's'."
-            )
-        own._check_input_dim(input.narrow(0, 0, 0).flatten(0, 1))  # of one step, without its data
-        return 2
 
     def folded(
         self, sums: Tensor | None = None, channel_dim: int = -1
@@ -192,29 +182,25 @@ class QuantizedBatchNorm(nn.Module):
 
     def _measure(self, x: Tensor, axis: int, scale: Tensor | float) -> tuple[Tensor, Tensor]:
         """Statistics of this batch, of the sums with scale and bias."""
+        mean, variance, count = self._moments(x, axis)
+        factor = scale.double() if isinstance(scale, Tensor) else scale
+        mean, variance = mean.double() * factor, variance.double() * factor**2
+        if self.layer.bias is not None:
+            mean = mean + self.layer.bias
+        follow_statistics(self, mean.detach(), variance.detach() * (count / (count - 1)))
+        return mean, variance
+
+    def _moments(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Mean, variance and count of the batch, or of all processes' batches."""
+        if self.synchronized and processes() > 1:
+            return global_moments(x, axis)
         count = x.numel() // x.shape[axis]
         if count < 2:
             raise ValueError(
                 f"{type(self).__name__}: expected more than 1 value per channel when training, but "
                 f"got shape {tuple(x.shape)}. Use a larger batch, or eval mode."
             )
-        mean, variance = (moment.double() for moment in moments(x, axis))
-        factor = scale.double() if isinstance(scale, Tensor) else scale
-        mean, variance = mean * factor, variance * factor**2
-        if self.layer.bias is not None:
-            mean = mean + self.layer.bias
-        self._follow_statistics(mean.detach(), variance.detach() * (count / (count - 1)))
-        return mean, variance
-
-    @torch.no_grad()
-    def _follow_statistics(self, mean: Tensor, variance: Tensor) -> None:
-        share: Any = 0.0 if self.momentum is None else self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # torch's word for the plain average
-                share = self.num_batches_tracked.double().reciprocal()
-        for kept, new in ((self.running_mean, mean), (self.running_var, variance)):
-            kept.copy_((1 - share) * kept.double() + share * new)
+        return *moments(x, axis), count
 
     # In whole numbers.
 
@@ -262,4 +248,5 @@ class QuantizedBatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         bits = "" if self.rule.bits is None else f" {self.rule.bits} bit"
-        return f"{super().extra_repr()}, {self.rule.mode}{bits}"
+        synchronized = ", synchronized" if self.synchronized else ""
+        return f"{super().extra_repr()}, {self.rule.mode}{bits}{synchronized}"

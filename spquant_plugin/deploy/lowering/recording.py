@@ -36,7 +36,9 @@ Known = Symbol | Refused
 FRESH = ("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_empty", "new_full")
 
 
-PLAIN_NORMS = ("_BatchNorm", "BatchNorm1d", "BatchNorm2d", "QuantizedBatchNorm")
+PLAIN_NORMS = (
+    *("_BatchNorm", "BatchNorm1d", "BatchNorm2d", "QuantizedBatchNorm", "SynchronizedNorm"),
+)
 ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 # How the hosts and torch call what a neuron or a layer reads, where it is given by name.
 READS = ("input_", "x", "input", "inputs", "x_seq", "current")
