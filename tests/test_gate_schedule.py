@@ -143,6 +143,27 @@ def test_the_warmup_is_a_twentieth():
     assert spq.GateSchedule(net, 0.5, steps=3).warmup == 1
 
 
+def test_without_a_warmup_closed_channels_stay_and_the_share_is_held():
+    net, gate, lif = one_gate()
+    with torch.no_grad():
+        gate.bias.copy_(torch.tensor([-9.0, 1.0] * 4))
+    schedule = spq.GateSchedule(net, 0.5, steps=100, warmup=0, rate=0.3)
+    for _ in range(3):
+        run(gate, lif)
+        assert gate.open_mask[0].tolist() == [0.0, 1.0] * 4
+        before = gate.bias.detach().clone()
+        step(schedule, gate, torch.ones(8))  # which weighs nothing
+        assert torch.equal(gate.bias, before)
+    assert schedule.closed == {"1": pytest.approx(0.5)}
+    restored = spq.GateSchedule(net, 0.5, steps=100, warmup=0, rate=0.3)
+    restored.load_state_dict(stored(schedule.state_dict()))
+    assert (restored.taken, restored.closed) == (3, schedule.closed)
+    schedule = spq.GateSchedule(net, 0.75, steps=100, warmup=0, rate=0.3)
+    run(gate, lif)
+    step(schedule, gate, torch.zeros(8))
+    assert torch.allclose(gate.bias, before - 0.3 * (0.75 - 0.5))
+
+
 def stored(state: dict) -> dict:
     """The same after a way through a file."""
     file = io.BytesIO()
@@ -194,7 +215,7 @@ def test_a_resumed_training_goes_on_bit_for_bit(stop, order):
         ({"steps": 2.5}, r"GateSchedule\(steps=2.5\)"),
         ({"steps": True}, r"GateSchedule\(steps=True\)"),
         ({"warmup": 10}, r"GateSchedule\(warmup=10, steps=10\): must leave steps after"),
-        ({"warmup": 0}, r"GateSchedule\(warmup=0\)"),
+        ({"warmup": -1}, r"GateSchedule\(warmup=-1\)"),
         ({"spread": 0.0}, r"GateSchedule\(spread=0.0\): must be a number above 0"),
         ({"rate": -1.0}, r"GateSchedule\(rate=-1.0\): must be a number above 0"),
         ({"pace": 0.0}, r"GateSchedule\(pace=0.0\): must be a number above 0"),

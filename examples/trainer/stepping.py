@@ -154,14 +154,4 @@ def gate_schedule(
     net: nn.Module, target: float, steps: int, closed_before: bool
 ) -> spq.GateSchedule:
     """Weighs and closes channels; of gates that an earlier stage closed, it holds the share."""
-    if not closed_before:
-        return spq.GateSchedule(net, target, steps=steps)
-    # As if its first steps were done, in which channels are weighed and closed.
-    schedule = spq.GateSchedule(net, target, steps=steps + 2, warmup=1)
-    done = {
-        "taken": 2,
-        "importance": {path: torch.ones_like(gate.bias) for path, gate in schedule.gates.items()},
-        "closed": {path: gate.bias.new_tensor(target) for path, gate in schedule.gates.items()},
-    }
-    schedule.load_state_dict({**schedule.state_dict(), **done})
-    return schedule
+    return spq.GateSchedule(net, target, steps=steps, warmup=0 if closed_before else None)

@@ -32,7 +32,8 @@ class GateSchedule:
     important channels close at once: biases are set in the order of importance, with a standard
     deviation of ``spread``. From there on the gates learn by the task's loss, so that decisions
     follow the input, while every gate's bias is moved by ``rate`` times what its closed fraction
-    lacks. A smaller ``spread`` leaves more of the decision to the input.
+    lacks. A smaller ``spread`` leaves more of the decision to the input. Gates that an earlier
+    training closed take ``warmup=0``: nothing is measured or closed anew, the share is held.
 
     Gates take only the share ``pace`` of every step of the optimizer: a decision that changes
     faster than the weights around it can follow is noise to them. So load a network's state before
@@ -81,7 +82,7 @@ class GateSchedule:
                 "score='sigmoid'."
             )
         self.steps = _whole("steps", steps, 2)
-        self.warmup = max(1, steps // 20) if warmup is None else _whole("warmup", warmup, 1)
+        self.warmup = max(1, steps // 20) if warmup is None else _whole("warmup", warmup, 0)
         if self.warmup >= self.steps:
             raise GateError(
                 f"GateSchedule(warmup={self.warmup}, steps={self.steps}): must leave steps after "
@@ -117,7 +118,7 @@ class GateSchedule:
     def step(self) -> None:
         """Follow one step of the optimizer."""
         self.taken += 1
-        if self.taken == self.warmup + 1:
+        if self.taken == self.warmup + 1 and self.warmup:
             self._check_weighed()
         for name, value in self._parameters():
             value.lerp_(self._left[name].to(value), 1 - self.pace)

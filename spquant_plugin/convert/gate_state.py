@@ -46,7 +46,8 @@ def check_state(
             f"{NAME}: taken = {taken!r}: must be a whole number from 0 on (of {last} steps). Pass "
             "what state_dict() returned."
         )
-    _check_shapes("importance", state["importance"], importance if taken else {})
+    measured = taken and settings["warmup"]
+    _check_shapes("importance", state["importance"], importance if measured else {})
     steered = taken > settings["warmup"]
     scalars = {path: bias.new_empty(()) for path, bias in importance.items()}
     _check_shapes("closed", state["closed"], scalars if steered else {})
