@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..errors import DataError
@@ -63,7 +64,7 @@ class Batches(Sampler[list[int]]):
         self.epoch, self.start = epoch, start
         self._orders = torch.Generator().manual_seed(seed)
         for _ in range(epoch):
-            self._order()
+            self._drawn()
 
     def __len__(self) -> int:
         last = self._part(self.total - 1)
@@ -87,17 +88,22 @@ class Batches(Sampler[list[int]]):
         return range(begin, begin + each + (self.rank < more))
 
     def _order(self) -> Sequence[int]:
-        """The order of the next epoch, as torch's loader and its ``RandomSampler`` draw it.
+        """The order of the next epoch."""
+        order = self._drawn()
+        return range(self.count) if order is None else order.tolist()
+
+    def _drawn(self) -> Tensor | None:
+        """The next permutation, as torch's loader and its ``RandomSampler`` draw it.
 
         They draw a seed for the workers before each permutation and one more permutation, of which
         they use nothing, after it.
         """
         if not self.shuffle:
-            return range(self.count)
+            return None
         torch.empty((), dtype=torch.int64).random_(generator=self._orders)
         order = torch.randperm(self.count, generator=self._orders)
         torch.randperm(self.count, generator=self._orders)
-        return order.tolist()
+        return order
 
     def worker_seed(self) -> int:
         """What random numbers of workers follow from in the next pass: seed, epoch and rank."""
