@@ -78,6 +78,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise OptionError(
             f"--json {options.json}: the folder {options.json.parent} must exist. Make it first."
         )
+    if options.json is not None and options.json.is_dir():
+        raise OptionError(
+            f"--json {options.json}: is a folder: must be a file to write. Add a name to it."
+        )
 
 
 class Evaluation:
@@ -147,7 +151,7 @@ class Evaluation:
         exact = self._integer() if self.options.integer else None
         self.rows.append(self._measured(AS_TRAINED, self.net))
         for change in self.changes:
-            net = changed(self.saved, change, self._training())
+            net = changed(self.saved, change, self._training(), self.device).cpu()
             self.rows.append(self._measured(change.name, net))
         if self.clipped is not None:
             self.rows += self._bounds(*self.clipped)
@@ -160,7 +164,8 @@ class Evaluation:
         if self.options.calibrate is None:
             return
         batches = self._loader("train", shuffle=True, seed=self.saved["data"]["seed"])
-        yield from (frames for frames, _ in islice(batches, self.options.calibrate))
+        for frames, _ in islice(batches, self.options.calibrate):
+            yield placed(frames, self.device)
 
     def _measured(self, name: str, net: nn.Module) -> Row:
         with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from trainer.files import rebuild
 from trainer.problems import OptionError
@@ -96,9 +97,17 @@ def _check_membrane(net: nn.Module, name: str) -> None:
         )
 
 
-def changed(saved: Mapping[str, Any], change: Change, batches: Iterable[Tensor]) -> nn.Module:
-    """The network with a change. ``batches`` of training frames are for its calibration."""
-    net = rebuild(_ungated(saved, change))
+def changed(
+    saved: Mapping[str, Any],
+    change: Change,
+    batches: Iterable[Tensor],
+    device: torch.device | None = None,
+) -> nn.Module:
+    """The network with a change, on a device, by default the CPU.
+
+    ``batches`` of training frames, on the same device, are for its calibration.
+    """
+    net = rebuild(_ungated(saved, change)).to(device)
     if change.membrane is not None:
         with_membrane(net, spq.SpQuantConfig(membrane=MEMBRANES[change.membrane]()))
     if change.calibrated:

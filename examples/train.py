@@ -55,6 +55,7 @@ def train(options: argparse.Namespace, processes: Processes) -> None:
     with warnings.catch_warnings():
         if not processes.is_main:
             warnings.simplefilter("ignore", SpQuantWarning)  # the main process says it
+        checkpoint.look(options, processes)  # to prepare the data may take an hour
         task = load(options, processes)
         builder = Builder(options, task)
         lines = try_stages(options, task, builder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from functools import partial
 from importlib import import_module
@@ -203,6 +204,13 @@ def test_a_state_with_a_key_too_many_is_refused(evaluate, files):
         switches.changed(saved, switches.Change("", channel_gates=False), ())
 
 
+def test_a_change_is_made_on_the_device_that_calibrates(evaluate, files):
+    switches = imported("evaluate_switches")
+    saved = imported("trainer.files").read_network(files["spquant"])
+    net = switches.changed(saved, switches.Change("none"), (), torch.device("meta"))
+    assert {value.device.type for value in net.state_dict().values()} == {"meta"}
+
+
 def test_binary_membranes_store_nothing_below_zero(evaluate, files):
     switches, saved = imported("evaluate_switches"), evaluate.read_network(files["spquant"])
     net = switches.changed(saved, switches.Change("", membrane="binary"), ())
@@ -283,6 +291,7 @@ def test_an_integer_network_that_differs_is_told_by_the_status(
         ("quant", ["--device", "tpu"], "--device tpu: must be one of auto, cpu, cuda"),
         ("quant", ["--root", "/tmp"], "comes with the package and is read from no folder"),
         ("quant", ["--json", "/nowhere/at/all.json"], "the folder /nowhere/at must exist. Make it"),
+        ("quant", ["--json", "."], "--json .: is a folder: must be a file to write"),
         ("quant", ["--clib", "-1"], "unrecognized arguments: --clib -1. Run with --help"),
     ],
 )
@@ -300,6 +309,17 @@ def test_a_missing_or_foreign_file_is_one_line(evaluate, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     assert evaluate.main([str(tmp_path / "text.pt")]) == 2
     assert "text.pt: cannot be read" in capsys.readouterr().err
+    for held, told in (
+        (torch.zeros(2), "one Tensor"),
+        (3, "one int"),
+        ([1], "one list"),
+        ({}, "nothing"),
+        ({"a": 1}, "the keys a"),
+        ({"format": torch.zeros(2)}, "is of format tensor"),
+    ):
+        torch.save(held, tmp_path / "other.pt")
+        assert evaluate.main([str(tmp_path / "other.pt")]) == 2
+        assert re.search(f"other.pt: .*{told}", capsys.readouterr().err)
 
 
 def test_data_of_another_size_are_refused(evaluate, files, tmp_path, capsys):

@@ -6,7 +6,9 @@ import json
 import math
 import random
 import re
+import resource
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from data.generated_images import imagenet as write_imagenet
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import spquant_plugin as spq
-from spquant_plugin.errors import CheckpointError, GateWarning
+from spquant_plugin.errors import CheckpointError, GateWarning, SpQuantError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = (
@@ -37,7 +42,16 @@ def examples():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         names = ("average", "checkpoint", "evaluation", "files", "meter", "options", "processes")
-        names += ("recipe", "running", "stages", "stepping", "tasks")
+        names += (
+            "checks",
+            "metrics",
+            "problems",
+            "recipe",
+            "running",
+            "stages",
+            "stepping",
+            "tasks",
+        )
         found = {name: import_module(f"trainer.{name}") for name in names}
         yield SimpleNamespace(train=import_module("train"), **found)
 
@@ -51,6 +65,16 @@ def trained(examples, tmp_path_factory):
         warnings.simplefilter("ignore", GateWarning)  # four channels, two steps
         assert examples.train.main([*TINY, *stages, "--out", str(folder)]) == 0
     return folder
+
+
+def processes_of(examples, others=(), rank=0):
+    """One process, which hears of others what is given here, or else that they are as it is."""
+
+    class Told(examples.processes.Processes):
+        def agree(self, value):
+            return [*others, value] if rank else [value, *others]
+
+    return Told(rank, 0, 1, torch.device("cpu"))
 
 
 def refused(examples, capsys, *options) -> str:
@@ -96,6 +120,11 @@ def refused(examples, capsys, *options) -> str:
         (["--data-option", "cuont=3"], "motion takes no such option.*Did you mean 'count'"),
         (["--data-option", "count"], "'count' must be KEY=VALUE"),
         (["--data", "cifar10", "--data-option", "count=3"], "cifar10 takes no such option"),
+        (["--data-option", "seed=1"], "--data-option seed=1: must be given by .*Pass --seed inst"),
+        (["--data-option", "steps=5"], "Pass --timesteps instead"),
+        (["--data-option", "name=digits"], "Pass --data instead"),
+        (["--data-option", "split=test"], "--data-option split=test: must not be given"),
+        (["--data", "imagenet", "--data-option", "crop=random"], "crop=random: .*Pass --augment"),
         (["--colour"], "unrecognized arguments: --colour. Run with --help"),
         (["--init", "nowhere.pt"], "nowhere.pt: there is no such file"),
     ],
@@ -113,6 +142,15 @@ def test_a_gpu_that_is_not_there_is_refused(examples, capsys, tmp_path, monkeypa
     assert "--device cuda: torch must find a GPU" in text
 
 
+def test_more_processes_than_gpus_are_refused(examples, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    text = refused(examples, capsys, "--out", tmp_path / "new")
+    assert "4 processes on a machine of 2 GPUs: " in text
+    assert "--nproc-per-node 2" in text
+
+
 def test_tensorboard_that_is_not_installed_is_refused(examples, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.checks.find_spec", lambda name: None)
     text = refused(examples, capsys, "--tensorboard", "--out", tmp_path / "new")
@@ -125,7 +163,23 @@ def test_a_folder_that_cannot_be_written_is_refused(examples, capsys, tmp_path):
     assert "cannot be written" in text
 
 
-def test_a_run_is_not_overwritten_nor_resumed_with_other_options(examples, capsys, trained):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_folder_that_is_not_shared_is_refused(examples, tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(examples.checkpoint, "PATIENCE", 0)
+    options = SimpleNamespace(out=tmp_path / "new", resume=True)
+    with pytest.raises(SpQuantError, match="every process must see the same folder"):
+        examples.checkpoint.look(options, processes_of(examples, [{"lr": 1}], rank))
+    assert not options.out.exists()
+    monkeypatch.setattr(examples.checkpoint, "look", lambda *_: False)
+    with pytest.raises(SpQuantError, match="every process must see the same folder"):
+        examples.checkpoint.begin(options, processes_of(examples, [False], rank))
+    assert options.out.exists() == (rank == 0)
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_options(
+    examples, capsys, trained, monkeypatch
+):
+    monkeypatch.setattr(examples.train, "load", None)  # it is said before the data are prepared
     stages = ("--stages", "fp,quant,spquant,adaptive", "--log-every", "1", "--ema", "0.5")
     text = refused(examples, capsys, *stages, "--out", trained)
     assert "holds a run already, which must not be overwritten. Pass --resume" in text
@@ -136,7 +190,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(examples, capsy
 def test_a_finished_run_prints_its_table_again(examples, capsys, trained):
     before = {path: path.read_bytes() for path in trained.iterdir()}
     stages = ("--stages", "fp,quant,spquant,adaptive", "--log-every", "1", "--ema", "0.5")
-    free = ("--workers", "1", "--save-every", "3")
+    free = ("--workers", "1", "--save-every", "3", "--data-option", "cache=false")
     assert examples.train.main([*TINY, *stages, *free, "--out", str(trained), "--resume"]) == 0
     table = capsys.readouterr().out.splitlines()[-5:]
     assert table[0].split()[::2] == ["stage", "validation", "test", "closed"]
@@ -159,6 +213,25 @@ def test_the_measurements_of_a_run(trained):
     assert train["timing"].keys() == {"seconds", "frames_per_second"}
     assert not any("timing" in line for line in lines if line["split"] != "train")
     assert all((line["closed"] is None) == (line["stage"] in ("fp", "quant")) for line in lines)
+
+
+def test_a_run_that_goes_on_cuts_what_it_repeats(examples, tmp_path):
+    """Killed before its first checkpoint, then twice after one at step 2."""
+    length = 0
+    for step, written in ((0, (1, 2)), (0, (1, 2, 3)), (2, (3, 4)), (2, (3, 4, 5))):
+        with examples.metrics.Metrics(
+            tmp_path, writes=True, tensorboard=True, length=length if step else 0, step=step
+        ) as metrics:
+            assert metrics.length() == (length if step else 0)
+            for number in written:
+                metrics.write({"split": "step", "loss": number / 2, "step": number}, number)
+                length = metrics.length() if number == 2 else length
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
+        (number, number / 2) for number in range(1, 6)
+    ]
 
 
 @pytest.mark.parametrize("stage", ["fp", "quant", "spquant", "adaptive"])
@@ -236,18 +309,26 @@ def test_a_quantised_file_gains_gates_and_keeps_the_rest(examples, tmp_path, cap
         ("fp-best.pt", ["--stages", "quant", "--width", "0.25"], "width 0.125 for 0.25"),
         ("checkpoint.pt", ["--stages", "quant"], "'network' is NoneType: must be dict"),
         ("metrics.jsonl", ["--stages", "quant"], "cannot be read"),
+        ("fp-best.pt", ["--seed", "1"], "was trained with --seed 0, and this run has --seed 1"),
         ("renamed.pt", ["--stages", "quant"], "missing: conv1.weight; unexpected: conv1.wait"),
+        ("tensor.pt", ["--stages", "quant"], r"tensor\.pt: holds one Tensor: must be a network"),
+        (
+            "nested.pt",
+            ["--stages", "quant"],
+            r"nested\.pt: state_dict\['model'\] = dict: every",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
     examples, capsys, tmp_path, trained, file, options, message
 ):
     path = trained / file
-    if file == "renamed.pt":
+    if not path.exists():
         state = torch.load(trained / "fp-best.pt")["state"]
-        state["conv1.wait"] = state.pop("conv1.weight")
+        renamed = {key.replace("conv1.weight", "conv1.wait"): v for key, v in state.items()}
+        held = {"renamed": renamed, "tensor": torch.zeros(2), "nested": {"model": state}}
         path = tmp_path / file
-        torch.save(state, path)
+        torch.save(held[path.stem], path)
     text = refused(examples, capsys, *options, "--init", path, "--out", tmp_path / "new")
     assert re.search(message, text), text
 
@@ -262,9 +343,66 @@ def test_a_damaged_run_is_refused(examples, capsys, tmp_path):
     (tmp_path / "options.json").write_text("{")
     text = refused(examples, capsys, "--out", tmp_path, "--resume")
     assert "must be the JSON that a run wrote" in text
+    (tmp_path / "options.json").write_text("[]")
+    assert "it holds one list" in refused(examples, capsys, "--out", tmp_path, "--resume")
+    (tmp_path / "dir" / "options.json").mkdir(parents=True)
+    text = refused(examples, capsys, "--out", tmp_path / "dir")
+    assert "its options.json cannot be read" in text
     torch.save({"format": 1}, tmp_path / "checkpoint.pt")
     with pytest.raises(CheckpointError, match=r"must be a checkpoint of train\.py"):
         examples.checkpoint.read(tmp_path / "checkpoint.pt")
+
+
+# --- the data -----------------------------------------------------------------------------------
+
+
+def test_the_training_images_of_imagenet_alone_are_cropped_at_random(examples, tmp_path):
+    write_imagenet(tmp_path, per_class=5)
+    arguments = ["--model", "vgg5", "--data", "imagenet", "--root", str(tmp_path), "--size", "16"]
+    arguments += ["--augment", "--batch", "4", "--out", "unused", "--data-option", "cache=false"]
+    options = examples.checks.check(examples.options.parse(arguments), 1)
+    task = examples.tasks.load(options, processes_of(examples))
+    assert [data.crop for data in task.splits.values()] == ["random", "center", "center"]
+    assert task.record["options"] == {}
+    for frames in (task.calibration, lambda: (f for f, _ in task.training(epoch=1))):
+        first, again = (torch.cat(list(frames()), dim=1) for _ in range(2))
+        assert torch.equal(first, again)
+    assert not torch.equal(next(iter(task.training(0)))[0], next(iter(task.training(1)))[0])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ([0, 0, 1], "Process 0 found 3 train; process 1 found 2 train"),
+        ([0, 1], "Process 0 found 2 train; process 1 found as many, but other ones"),
+        ([0, 0], None),
+    ],
+)
+def test_processes_must_find_the_same_recordings(examples, theirs, message):
+    own, other = (TensorDataset(torch.tensor(labels)) for labels in ([0, 0], theirs))
+    own.labels, other.labels = own.tensors[0], other.tensors[0]
+    found = {"train": (len(other), examples.tasks.checksum(other))}
+    check = partial(
+        examples.tasks.check_same,
+        SimpleNamespace(data="motion"),
+        processes_of(examples, [found], rank=1),
+        {"train": own},
+    )
+    if message is None:
+        check()
+    else:
+        with pytest.raises(SpQuantError, match=message):
+            check()
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_other_shares_than_those_of_the_file_are_refused(examples, name):
+    shared = DATA | {"options": {name: 0.2, "cache": False}}
+    check = partial(examples.stages.check_splits, Path("fp-best.pt"))
+    check(shared, shared | {"options": {name: 0.2}})
+    check(shared, DATA | {"name": "digits", "seed": 1})
+    with pytest.raises(SpQuantError, match=f"{name}=0.2, and this run has no .*{name}"):
+        check(shared, DATA)
 
 
 # --- the parts ----------------------------------------------------------------------------------
@@ -321,6 +459,21 @@ def test_random_states_are_restored(examples):
     examples.checkpoint.seed_all(0, 2)
     assert draw() != one
     examples.checkpoint.restore_random(states)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_statistics_are_shared_once_per_network(examples, averaged):
+    nets = [nn.BatchNorm1d(1), nn.BatchNorm1d(1)]
+    sent = []
+    stepper = SimpleNamespace(
+        net=nets[0],
+        judged=nets[averaged],
+        processes=SimpleNamespace(share=lambda tensors: sent.extend(tensors)),
+    )
+    examples.stepping.Stepper.share_statistics(stepper)
+    assert [id(tensor) for tensor in sent] == [
+        id(buffer) for net in nets[: 1 + averaged] for buffer in net.buffers()
+    ]
 
 
 def test_a_repeated_image_stays_one_image(examples):
@@ -391,3 +544,11 @@ def test_half_a_file_is_refused_and_none_is_left(examples, tmp_path):
         examples.files.read_network(path)
     with pytest.raises(CheckpointError, match="cannot be written"):
         examples.files.write_whole(tmp_path / "missing" / "net.pt", {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as on a full disk
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            examples.files.write_whole(tmp_path / "large.pt", torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STAGES = ("fp", "quant", "spquant")
+STAGES = ("fp", "quant", "spquant", "adaptive")
 OPTIONS = (
     *("--model", "vgg5", "--width", "0.125", "--data", "motion", "--timesteps", "3"),
     *("--data-option", "count=64", "--data-option", "level=easy", "--data-option", "cache=false"),
@@ -98,8 +98,8 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(folders, tmp_path, monkeyp
     held = checkpoint.read(folder / "checkpoint.pt")
     assert len(held["ranks"]) == 2
     # As it was when the last stage had ended its only epoch.
-    held |= {"finished": False, "results": held["results"][:2]}
-    held["place"] = {"stage": 2, "epoch": 1, "step": 0, "best": [-1.0, -1.0]}
+    held |= {"finished": False, "results": held["results"][:-1]}
+    held["place"] = {"stage": len(STAGES) - 1, "epoch": 1, "step": 0, "best": [-1.0, -1.0]}
     checkpoint.save(folder / "checkpoint.pt", held)
     host = json.loads((folder / "options.json").read_text())["host"]
     arguments = [*OPTIONS, "--host", host, "--sync-norm", "--out", str(folder), "--resume"]

@@ -87,7 +87,7 @@ class Killed:
         kill(start(self.broken, "--resume"), lambda: reached(self.broken, 10))
         self.second = torch.load(path, weights_only=True)
         self.left = (self.broken / "metrics.jsonl").stat().st_size
-        self.printed = finish(start(self.broken, "--resume"))
+        self.printed = finish(start(self.broken, "--resume", "--workers", "1"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from spquant_plugin.errors import CheckpointError
 from .files import read_tensors, write_whole
 from .problems import OptionError
 from .processes import Processes
+from .tasks import STORING
 
 FORMAT = 1
 NAME = "checkpoint.pt"
 OPTIONS = "options.json"
-# Options that may differ when a run is resumed: they leave the results what they are.
+# Options that may differ when a run is resumed. They leave the results what they are, but for
+# ``device``: sums on another one have other last digits.
 FREE = ("out", "resume", "root", "workers", "save_every", "device", "tensorboard")
+PATIENCE = 10.0  # seconds in which a new file in a shared folder shows up on other machines
 
 
 def random_states() -> dict[str, Any]:
@@ -54,35 +58,51 @@ def seed_all(seed: int, *stream: int) -> None:
     random.seed(int(drawn[2]))
 
 
-def begin(options: argparse.Namespace, processes: Processes) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new run, whose options are then stored.
+def look(options: argparse.Namespace, processes: Processes) -> bool:
+    """Whether ``--out`` holds a run to go on with. Nothing is written.
 
-    Raises ``OptionError`` where ``--out`` holds a run that is not to be resumed, or one that was
-    started with options that lead elsewhere.
+    Raises ``OptionError`` where it holds one that is not to be resumed, or one that was started
+    with options that lead elsewhere, or not the same on all machines.
     """
     folder: Path = options.out
-    record = record_of(options)
     found = _read_options(folder / OPTIONS)
+    if any(theirs != found for theirs in processes.agree(found)):
+        raise not_shared(folder)
     if found is None:
-        processes.wait()  # so that nobody finds what the main process writes now
-        if processes.is_main:
-            _start(folder, record)
-        return None
+        return False
     if not options.resume:
         raise OptionError(
             f"--out {folder}: holds a run already, which must not be overwritten. Pass --resume to "
             "go on with it, or another folder."
         )
+    record, old = leading(record_of(options)), leading(found)
     changed = [
         f"--{name.replace('_', '-')} {json.dumps(record.get(name))} for {json.dumps(value)}"
-        for name, value in found.items()
-        if name not in FREE and record.get(name) != value
+        for name, value in old.items()
+        if record.get(name) != value
     ]
     if changed:
         raise OptionError(
             f"--resume in {folder}: the options must be those of the run, or it would lead "
             f"elsewhere. Changed: {'; '.join(changed)}. Pass the old ones, or another --out."
         )
+    return True
+
+
+def begin(options: argparse.Namespace, processes: Processes) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new run, whose options are then stored.
+
+    Raises ``OptionError`` as :func:`look` does, and where ``--out`` cannot be written, or not all
+    processes see what is written there.
+    """
+    folder: Path = options.out
+    if not look(options, processes):
+        if processes.is_main:
+            _start(folder, record_of(options))
+        processes.wait()
+        if not all(processes.agree(_appears(folder / OPTIONS))):
+            raise not_shared(folder)
+        return None
     for part in folder.glob("*.part") if processes.is_main else ():
         part.unlink(missing_ok=True)  # of a file that was being written when the run was killed
     path = folder / NAME
@@ -92,6 +112,30 @@ def begin(options: argparse.Namespace, processes: Processes) -> dict[str, Any] |
 def record_of(options: argparse.Namespace) -> dict[str, Any]:
     """Options as JSON can hold them."""
     return json.loads(json.dumps(vars(options), default=str))
+
+
+def leading(record: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the results follow from."""
+    kept = {name: value for name, value in record.items() if name not in FREE}
+    extra = {name: value for name, value in kept.get("data_option", []) if name not in STORING}
+    return kept | {"data_option": extra}
+
+
+def not_shared(folder: Path) -> OptionError:
+    return OptionError(
+        f"--out {folder}: every process must see the same folder, and not all do. Choose one that "
+        "all machines share."
+    )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that was just written is seen from here; a network drive may take a moment."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _start(folder: Path, record: dict[str, Any]) -> None:
@@ -108,9 +152,17 @@ def _start(folder: Path, record: dict[str, Any]) -> None:
 
 def _read_options(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        held = json.loads(path.read_text())
+        if not isinstance(held, dict):
+            raise ValueError(f"it holds one {type(held).__name__}")
+        return held
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise OptionError(
+            f"--out {path.parent}: its {path.name} cannot be read ({error}): must be the file that "
+            "a run wrote. Make it readable, or choose another folder."
+        ) from error
     except ValueError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}): must be the JSON that a run wrote. Use another "

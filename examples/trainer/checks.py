@@ -14,6 +14,9 @@ from spquant_plugin.models.registry import find
 from .problems import OptionError, one_of
 from .tasks import AUGMENTATIONS, IMAGES
 
+# What data sets are asked for by options of the script's own.
+OWN = {"name": "--data", "root": "--root", "seed": "--seed", "size": "--size"}
+OWN |= {"steps": "--timesteps"}
 STAGES = ("fp", "quant", "spquant", "adaptive")
 PRESETS: dict[str, tuple[str, ...]] = {
     "quant_snn": ("fp", "quant"),
@@ -37,6 +40,7 @@ def check(options: argparse.Namespace, world: int) -> argparse.Namespace:
     _numbers(options)
     _batch(options.batch, options.accumulate, world)
     _computing(options)
+    _data_options(options)
     if options.augment and options.data not in AUGMENTATIONS:
         raise OptionError(
             f"--augment with --data {options.data}: flipping a recording could change its class: "
@@ -119,6 +123,22 @@ def _batch(batch: int, accumulate: int, world: int) -> None:
         f"--batch {batch} with {world} processes and --accumulate {accumulate}: must be a multiple "
         f"of {parts}, an equal part for each. Nearest: {' or '.join(map(str, near))}."
     )
+
+
+def _data_options(options: argparse.Namespace) -> None:
+    for key, value in options.data_option:
+        given = f"--data-option {key}={value}"
+        if key in OWN:
+            raise OptionError(
+                f"{given}: must be given by the option of its own. Pass {OWN[key]} instead."
+            )
+        if key == "split":
+            raise OptionError(f"{given}: must not be given: all splits are used. Leave it out.")
+        if (options.data, key, value) == ("imagenet", "crop", "random"):
+            raise OptionError(
+                f"{given}: must be for training alone, and this would crop what is evaluated at "
+                "random too. Pass --augment, which crops and mirrors training images."
+            )
 
 
 def _computing(options: argparse.Namespace) -> None:

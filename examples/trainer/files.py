@@ -77,9 +77,8 @@ def read_network(path: str | Path) -> dict[str, Any]:
     """A network file, checked. Raises ``CheckpointError`` for any other file."""
     held = read_tensors(path)
     if not isinstance(held, dict) or "format" not in held:
-        found = f"the keys {', '.join(map(str, list(held)[:3]))}" if held else "nothing"
-        raise CheckpointError(f"{path}: holds {found}: must be a network file. {REMEDY}")
-    if held["format"] != FORMAT:
+        raise CheckpointError(f"{path}: holds {described(held)}: must be a network file. {REMEDY}")
+    if not isinstance(held["format"], int) or held["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: is of format {held['format']!r}: must be {FORMAT}. Read it with the version "
             "that wrote it."
@@ -135,6 +134,13 @@ def sample_of(net: nn.Module, saved: Mapping[str, Any]) -> Tensor:
     return first_call(net, torch.zeros(saved["data"]["steps"], 1, *shape))
 
 
+def described(held: Any) -> str:
+    """What a file holds that is not what it should be, in a few words."""
+    if not isinstance(held, Mapping):
+        return f"one {type(held).__name__}"
+    return f"the keys {', '.join(map(str, list(held)[:3]))}" if held else "nothing"
+
+
 def read_tensors(path: str | Path) -> Any:
     """What a file of ``torch.save`` holds, if that is tensors and plain values; no code is run."""
     try:
@@ -159,7 +165,7 @@ def write_whole(path: str | Path, held: Any) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # of a full disk torch makes a RuntimeError
         part.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written ({error}): the folder must be writable and have room. Free "

@@ -16,7 +16,7 @@ class Metrics:
     """Appends one line per measurement to ``metrics.jsonl``; other processes write nothing.
 
     What depends on the clock is in a field of its own, ``timing``. ``length`` is the number of
-    bytes that a resumed run keeps, ``step`` the first one that it will repeat.
+    bytes that a resumed run keeps, ``step`` the last step that it does not repeat.
     """
 
     def __init__(
@@ -28,10 +28,11 @@ class Metrics:
             return
         self.stream = (folder / NAME).open("ab")
         self.stream.truncate(length)
+        self.stream.seek(0, os.SEEK_END)  # truncating leaves the place where the old end was
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> Metrics:
         return self

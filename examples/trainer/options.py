@@ -67,7 +67,7 @@ def _recipe(group: Any) -> None:
     group.add_argument("--weight-decay", type=float, default=0.0, help="of weights alone")
     group.add_argument("--clip-gradient", type=float, help="longest gradient, as a norm")
     group.add_argument("--ema", type=float, help="also average the parameters, for example 0.999")
-    group.add_argument("--augment", action="store_true", help="shift and flip training recordings")
+    group.add_argument("--augment", action="store_true", help="shift, crop, flip what trains")
     group.add_argument(
         "--calibration-batches", type=int, default=16, help="for batch norms after conversion"
     )

@@ -1,4 +1,4 @@
-"""All stages tried before the first one trains: what cannot work fails in the first seconds."""
+"""All stages built before the first one trains: what cannot work fails before the first step."""
 
 from __future__ import annotations
 

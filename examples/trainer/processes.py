@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .problems import OptionError
+
 # Long enough for the first process to prepare the largest data set while the others wait.
 PATIENCE = timedelta(hours=6)
 
@@ -65,6 +67,14 @@ class Processes:
         dist.gather_object(value, found if self.is_main else None)
         return found if self.is_main else []
 
+    def agree(self, value: Any) -> list[Any]:
+        """Every process's value, in every process; so all can raise the same error."""
+        if not self.many:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the main one's values."""
         if self.many:
@@ -81,11 +91,21 @@ def size_of_world() -> tuple[int, int, int]:
 
 @contextmanager
 def started(device: str) -> Iterator[Processes]:
-    """All processes, connected: over NCCL on GPUs, else over Gloo."""
+    """All processes, connected: over NCCL on GPUs, else over Gloo.
+
+    Raises ``OptionError`` where a machine has fewer GPUs than processes.
+    """
     rank, local, world = size_of_world()
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     place = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        # Of all that share the machine, so that none waits for those that cannot start.
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+        if here > gpus:
+            raise OptionError(
+                f"{here} processes on a machine of {gpus} GPUs: each must have one of its own. "
+                f"Start torchrun with --nproc-per-node {gpus}, or pass --device cpu."
+            )
         torch.cuda.set_device(place)
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)

@@ -15,7 +15,7 @@ import spquant_plugin as spq
 from spquant_plugin.errors import CheckpointError, CheckpointWarning
 
 from .checkpoint import seed_all
-from .files import create, read_network, read_tensors, rebuild
+from .files import create, described, read_network, read_tensors, rebuild
 from .problems import OptionError
 from .running import Sequence, first_call
 from .tasks import IMAGES, Task
@@ -164,6 +164,7 @@ class Builder:
                     f"--init {path}: its network must be the one to train. Different: "
                     f"{', '.join(different)}. Change the options or the file."
                 )
+            check_splits(path, saved["data"], self.task.record)
             if self.options.stages[0] == "fp" and saved["config"] is not None:
                 raise OptionError(
                     f"--init {path} with the stage fp: must be a network in full precision, and is "
@@ -171,9 +172,17 @@ class Builder:
                 )
             return saved
         net = self.float_network()
+        if not isinstance(held, dict):
+            raise CheckpointError(
+                f"--init {path}: holds {described(held)}: must be a network file of train.py, or "
+                "the state dict of the float network. Pass another file."
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CheckpointWarning)  # becomes the error below
-            report = spq.load_float_state_dict(net, held)
+            try:
+                report = spq.load_float_state_dict(net, held)
+            except CheckpointError as error:
+                raise CheckpointError(f"--init {path}: {error}") from error
         if not report:
             raise CheckpointError(f"--init {path}: {report}")
         return {
@@ -182,6 +191,30 @@ class Builder:
             "network": self.network,
             "state": net.state_dict(),
         }
+
+
+def check_splits(path: Path, data: Saved, own: Saved) -> None:
+    """Raise ``OptionError`` where a file's network has learned what this run evaluates on.
+
+    The seed draws which recordings train, and so do the shares of the other splits.
+    """
+    if data["name"] != own["name"]:
+        return
+    parts = [{"seed": each["seed"], **each["options"]} for each in (data, own)]
+    for name in ("seed", "validation", "test"):
+        theirs, ours = (_option(name, part.get(name)) for part in parts)
+        if theirs != ours:
+            raise OptionError(
+                f"--init {path}: was trained with {theirs}, and this run has {ours}: must be the "
+                f"same, or recordings of {own['name']} that the network has learned would be "
+                f"evaluated. Use {theirs} here too."
+            )
+
+
+def _option(name: str, value: Any) -> str:
+    if name == "seed":
+        return f"--seed {value}"
+    return f"no --data-option {name}" if value is None else f"--data-option {name}={value}"
 
 
 def run(net: nn.Module, frames: Tensor) -> Tensor:

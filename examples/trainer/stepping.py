@@ -126,7 +126,7 @@ class Stepper:
 
     def share_statistics(self) -> None:
         """Give every process the main one's: without ``--sync-norm`` each has measured its own."""
-        for net in (self.net, self.judged):
+        for net in dict.fromkeys((self.net, self.judged)):  # one, where there is no average
             self.processes.share(stored_buffers(net).values())
 
     def state_dict(self) -> dict[str, Any]:
