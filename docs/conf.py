@@ -23,9 +23,10 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
+    "myst_parser",  # pages in Markdown, which are read beside the code as well
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/*.md"]
 nitpicky = True  # a link to one of our names must lead somewhere; others' pages are not linked
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|numpy|collections|fractions|pathlib|os|spikingjelly|snntorch)\..*"),

@@ -41,9 +41,12 @@ def append(file: Path, measurement: dict[str, Any]) -> None:
         lines.write(json.dumps(measurement) + "\n")
 
 
-def percent(shares: list[float]) -> tuple[float, str]:
-    """Mean of shares in percent, and ``mean ± standard deviation`` as text (one has none)."""
+def percent(shares: list[float], sign: str = "") -> tuple[float, str]:
+    """Mean of shares in percent, and ``mean ± standard deviation`` as text (one has none).
+
+    ``sign="+"`` writes the sign of a positive mean too, as of a difference.
+    """
     values = [100 * share for share in shares]
     mean = statistics.mean(values)
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return mean, f"{mean:.2f}{spread}"
+    return mean, f"{mean:{sign}.2f}{spread}"

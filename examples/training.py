@@ -98,6 +98,7 @@ def train(
     name: str,
     *,
     loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+    after_step: Callable[[], None] = lambda: None,
     lr: float = 2e-3,
     weight_decay: float = 0.05,
     seed: int = 0,
@@ -118,6 +119,7 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                after_step()
                 schedule.step()
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
