@@ -24,7 +24,8 @@ def example(monkeypatch):
         *("accuracy", "training_choices", "quickstart", "measurements", "figures"),
         *("gates", "gate_figure", "gate_training", "clipping"),
         *("benchmark_neuron", "benchmark_neuron_tables", "benchmark_training", "benchmarking"),
-        *("benchmark_deploy", "benchmark_temporal", "tawq", "distill", "training"),
+        *("benchmark_deploy", "benchmark_temporal", "benchmark_loading"),
+        *("tawq", "distill", "training"),
     ):
         sys.modules.pop(name, None)
 
@@ -39,7 +40,11 @@ def test_a_stored_table_is_what_its_script_prints_of_the_measurements(name, exam
 
 
 @pytest.mark.parametrize(
-    "name", ["benchmark_neuron", "benchmark_training", "benchmark_deploy", "benchmark_temporal"]
+    "name",
+    [
+        *("benchmark_neuron", "benchmark_training", "benchmark_deploy", "benchmark_temporal"),
+        "benchmark_loading",
+    ],
 )
 def test_a_stored_benchmark_is_what_its_script_prints_of_the_measurement(name, example):
     measured = example("measurements").stored(RESULTS / f"{name}.jsonl")
