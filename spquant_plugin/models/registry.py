@@ -19,18 +19,18 @@ class Network:
 
 NETWORKS: dict[str, dict[str, Network]] = {
     "spikingjelly": {
-        "conv_net": Network("spikingjelly_vgg", shrinks=4),
+        "conv_net": Network("spikingjelly_sequential", shrinks=4),
         "custom_yolo_v2": Network("spikingjelly_yolo", shrinks=64),
-        "mlp": Network("spikingjelly_mlp", shrinks=1),
+        "mlp": Network("spikingjelly_sequential", shrinks=1),
         "mobilenet_light": Network("spikingjelly_mobilenet", shrinks=8),
         "resnet19": Network("spikingjelly_resnet", shrinks=4),
         "resnet26": Network("spikingjelly_resnet", shrinks=4),
         "resnet34": Network("spikingjelly_resnet", shrinks=32),
         "spikformer_4_256": Network("spikingjelly_spikformer", shrinks=4),
-        "vgg11": Network("spikingjelly_vgg", shrinks=16),
-        "vgg5": Network("spikingjelly_vgg", shrinks=4),
-        "vgg7": Network("spikingjelly_vgg", shrinks=16),
-        "vgg9": Network("spikingjelly_vgg", shrinks=16),
+        "vgg11": Network("spikingjelly_sequential", shrinks=16),
+        "vgg5": Network("spikingjelly_sequential", shrinks=4),
+        "vgg7": Network("spikingjelly_sequential", shrinks=16),
+        "vgg9": Network("spikingjelly_sequential", shrinks=16),
     },
     "snntorch": {
         "conv_net": Network("snntorch_nets", shrinks=4),
